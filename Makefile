@@ -1,0 +1,45 @@
+# Everything is kept in .venv and the root folder (data/).
+.DEFAULT_GOAL := help
+# Recipes name .venv relative to this file's folder, where make runs them, with or without -C.
+VENV := .venv/bin
+
+.PHONY: help setup demo up test test-fast check format constraints clean
+
+help: ## Show what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: ## Make .venv with all packages and jars (does nothing when it is up to date)
+	@deploy/setup
+
+demo: setup ## Land the sample invoices, run the main job, show the result
+	@$(VENV)/invoice-platform demo
+
+up: setup ## Start the warm Spark and the Dagster UI, with sensors and schedules on; Ctrl-C ends it all
+	@exec $(VENV)/invoice-platform up
+
+test: setup ## Run all tests
+	@$(VENV)/pytest
+
+test-fast: setup ## Run the tests that start no process and wait for no clock
+	@$(VENV)/pytest -m "not slow"
+
+check: setup ## Check format, lint and types
+	@$(VENV)/ruff format --check
+	@$(VENV)/ruff check
+	@$(VENV)/basedpyright
+
+format: setup ## Format, and mend what the linter can mend
+	@$(VENV)/ruff format
+	@$(VENV)/ruff check --fix
+
+constraints: ## For maintainers: pin the newest versions that pyproject.toml allows
+	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT INT TERM; \
+	$${PYTHON:-python3} -m venv "$$work"; \
+	"$$work/bin/python" -m pip install -q --disable-pip-version-check uv; \
+	echo '# Exact versions for every supported Python, development tools included. Made by `make constraints`.' >"$$work/constraints.txt"; \
+	"$$work/bin/uv" pip compile -q --universal --python-version 3.10 --no-python-downloads --upgrade --extra dev \
+		--no-header --no-emit-index-url --annotation-style line pyproject.toml >>"$$work/constraints.txt"; \
+	cp "$$work/constraints.txt" constraints.txt
+
+clean: ## Remove .venv; data stays
+	@rm -rf .venv

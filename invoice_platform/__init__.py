@@ -1,0 +1,1 @@
+"""Retail invoices, as they land, into tables people can query."""

@@ -1,0 +1,129 @@
+"""From a stream's declaration to its Dagster asset."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from invoice_platform.errors import PlatformError
+from invoice_platform.metadata import data_version, run_metadata, table_schema
+from invoice_platform.resources import Lakehouse, SparkResource
+from invoice_platform.streaming.sources import DeltaTable
+from invoice_platform.streaming.stream import (
+    MAX_FILES_PER_TRIGGER,
+    MicroBatch,
+    RunSettings,
+    RunSummary,
+    Stream,
+    run_stream,
+)
+from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
+
+
+class StreamConfig(dg.Config):
+    """How a stream is run: the same three settings on every stream."""
+
+    trigger: str = Field(
+        default=AVAILABLE_NOW,
+        description="available_now (all that is new, then stop), an interval such as '30 seconds', or unspecified.",
+    )
+    max_files_per_trigger: int = Field(default=MAX_FILES_PER_TRIGGER, description="Files a micro-batch, at most.")
+    run_for_seconds: float | None = Field(
+        default=None, description="When a continuous run (an interval, or unspecified) ends; until cancelled when not given."
+    )
+
+    def settings(self) -> RunSettings:
+        """Checked settings; PlatformError names the one that is wrong."""
+        return RunSettings(Trigger.parse(self.trigger), self.max_files_per_trigger, self.run_for_seconds)
+
+
+def checkpoint_pool(stream: str) -> str:
+    """The concurrency pool of a stream's checkpoint: one run at a time."""
+    return f"checkpoint_{stream}"
+
+
+def told(error: PlatformError) -> dg.Failure:
+    """A platform error as Dagster shows it best: its one line, not tried again in the same run."""
+    return dg.Failure(description=str(error), allow_retries=False)
+
+
+def log_batch(log: Any) -> Any:
+    """A callback that writes one line a micro-batch to the run's log."""
+
+    def write(stream: str, batch: MicroBatch) -> None:
+        seconds = batch.milliseconds.get("triggerExecution", 0) / 1000
+        log.info(f"{stream}: micro-batch {batch.number} of segment {batch.segment}: {batch.rows} rows in {seconds:.2f} s")
+
+    return write
+
+
+def log_admission(log: Any, summary: RunSummary) -> None:
+    """Say what was admitted, and what was not and why."""
+    if (admission := summary.admission) is None:
+        return
+    log.info(
+        f"{summary.stream}: {admission.files} files admitted ({admission.records} records, {admission.bytes} bytes), "
+        f"{len(admission.repeated)} delivered before, {len(admission.left)} left in landing"
+    )
+    for file in admission.left:
+        log.warning(f"{summary.stream}: {file.name!r} stays in landing: {file.reason}")
+
+
+def stream_asset(
+    stream: Stream, *, group: str, deps: Iterable[str] = (), owners: Iterable[str] = ()
+) -> dg.AssetsDefinition:
+    """The asset of a stream: its table, materialized by one run of the stream.
+
+    Parameters
+    ----------
+    group : str
+        Group in the asset graph.
+    deps : iterable of str
+        Further assets it depends on; the table that a Delta source reads is one by itself.
+    """
+    fed_by = [stream.source.table] if isinstance(stream.source, DeltaTable) else []
+
+    @dg.asset(
+        name=stream.name,
+        description=stream.table.comment,
+        group_name=group,
+        deps=[*fed_by, *deps],
+        owners=list(owners),
+        kinds={"spark", "delta"},
+        pool=checkpoint_pool(stream.name),
+        metadata={"dagster/table_name": stream.table.name, "dagster/column_schema": table_schema(stream.table)},
+    )
+    def materialize(
+        context: dg.AssetExecutionContext, config: StreamConfig, spark: SparkResource, lakehouse: Lakehouse
+    ) -> dg.MaterializeResult:
+        layout = lakehouse.layout
+        try:
+            summary = run_stream(
+                stream,
+                spark.session,
+                layout,
+                config.settings(),
+                run=f"run {context.run_id}",
+                on_batch=log_batch(context.log),
+                on_report=lambda done: context.log_event(materialization(done, stream, lakehouse)),
+            )
+        except PlatformError as error:
+            raise told(error) from error
+        log_admission(context.log, summary)
+        return dg.MaterializeResult(
+            metadata=run_metadata(summary, stream.table, layout) | {"dagster/uri": layout.table(stream.table.name).as_uri()},
+            data_version=data_version(summary),
+        )
+
+    return materialize
+
+
+def materialization(summary: RunSummary, stream: Stream, lakehouse: Lakehouse) -> dg.AssetMaterialization:
+    """What a run reports of a table that it has not finished with, or that is not its own asset."""
+    version = data_version(summary)
+    return dg.AssetMaterialization(
+        asset_key=stream.name,
+        metadata=run_metadata(summary, stream.table, lakehouse.layout),
+        tags={"dagster/data_version": version.value} if version else None,
+    )

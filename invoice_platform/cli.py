@@ -1,0 +1,296 @@
+"""`invoice-platform`: the command line. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from invoice_platform.errors import PlatformError, first_line
+from invoice_platform.orchestrate import UI_PORT
+from invoice_platform.server import CONNECT_PORT
+from invoice_platform.streaming.layout import Layout
+
+app = typer.Typer(
+    help="Invoices and texts, as they land, into tables people can query.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(soft_wrap=False)
+say = Console(stderr=True)
+
+
+class Inbox(str, Enum):
+    """Where a file is landed."""
+
+    invoices = "invoices"
+    text = "text"
+
+
+class Format(str, Enum):
+    """How rows are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def main() -> None:
+    """The command; what a person can mend is one line on stderr and exit code 1."""
+    try:
+        app()
+    except PlatformError as error:
+        say.print(f"invoice-platform: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+@app.command()
+def land(
+    files: Annotated[list[Path], typer.Argument(help="Files to land.")],
+    to: Annotated[Inbox, typer.Option(help="Which landing folder.")] = Inbox.invoices,
+) -> None:
+    """Copy files into a landing folder, each appearing there in one step, whole."""
+    from invoice_platform.streaming.landing import land as land_file
+
+    folder = Layout.at().landing(to.value)
+    for file in files:
+        print(land_file(file, folder))
+
+
+@app.command()
+def generate(
+    directory: Annotated[Path, typer.Argument(help="Where the files go; a landing folder will do.")],
+    files: Annotated[int, typer.Option(help="Number of files.")] = 1,
+    invoices: Annotated[int, typer.Option(help="Invoices a file.")] = 500,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same invoices.")] = 1,
+    faults: Annotated[float, typer.Option(help="Share of lines (0 to 1) that are no valid invoice.")] = 0.0,
+) -> None:
+    """Make files of retail invoices as real ones are; prints each file's path."""
+    from invoice_platform.generate import generate_files
+
+    made = generate_files(directory, files=files, invoices_per_file=invoices, seed=seed, faults=faults)
+    records = line_items = faulty = 0
+    with Progress(console=say, transient=True) as progress:
+        for file in progress.track(made, total=files, description="generating"):
+            records, faulty, line_items = records + file.records, faulty + file.faulty, line_items + file.line_items
+            print(file.path)
+    say.print(f"{files} files: {records} records, of which {faulty} faulty; {line_items} line items in the others")
+
+
+@app.command()
+def run(
+    job: Annotated[str, typer.Argument(help="ingest_invoices, count_words, stream_invoices, rebuild_invoices, …")],
+    config: Annotated[str | None, typer.Option(help="Dagster run config: JSON, or a YAML or JSON file.")] = None,
+    trigger: Annotated[str | None, typer.Option(help="available_now, '30 seconds', unspecified.")] = None,
+    max_files_per_trigger: Annotated[int | None, typer.Option(help="Files a micro-batch, at most.")] = None,
+    run_for_seconds: Annotated[float | None, typer.Option(help="When a continuous run ends.")] = None,
+) -> None:
+    """Run a job in this process; its history is the Dagster UI's."""
+    from invoice_platform.orchestrate import run_job, stream_config
+
+    settings = {
+        "trigger": trigger,
+        "max_files_per_trigger": max_files_per_trigger,
+        "run_for_seconds": run_for_seconds,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given and config is not None:
+        raise PlatformError(f"give either --config or {', '.join(given)}: put the settings into the config")
+    result = run_job(Layout.at(), job, _read_config(config) if config is not None else stream_config(job, given))
+    table = Table(title=f"{job}: run {result.run_id}", title_justify="left")
+    for column in ("table", "rows added", "rows", "micro-batches", "files", "seconds"):
+        table.add_column(column, justify="left" if column == "table" else "right")
+    for event in result.all_events:
+        if event.event_type_value == "ASSET_MATERIALIZATION" and event.asset_key is not None:
+            facts = {k: v.value for k, v in event.step_materialization_data.materialization.metadata.items()}
+            shown = ("rows_added", "dagster/row_count", "micro_batches", "files", "seconds")
+            table.add_row(event.asset_key.to_user_string(), *(str(facts.get(key, "")) for key in shown))
+    if table.row_count:
+        out.print(table)
+    for event in result.all_events:
+        if event.event_type_value == "ASSET_CHECK_EVALUATION":
+            check = event.asset_check_evaluation_data
+            if not check.passed:
+                say.print(f"{check.severity.value}: {check.check_name}: {check.description}", style="yellow", soft_wrap=True)
+
+
+def _read_config(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        source = Path(text).read_text(encoding="utf-8") if not text.lstrip().startswith("{") else text
+        config = yaml.safe_load(source)  # JSON is YAML
+    except OSError as error:
+        raise PlatformError(f"--config {text}: {error.strerror}; give JSON, or a YAML or JSON file") from None
+    except yaml.YAMLError as error:
+        raise PlatformError(f"--config: {first_line(error)}; give JSON, or a YAML or JSON file") from None
+    if not isinstance(config, dict):
+        raise PlatformError("--config: give a mapping, such as {'ops': {'invoices': {'config': {…}}}}")
+    return config
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SQL statement; the tables are there by name.")],
+    format: Annotated[Format, typer.Option(help="How rows are printed.")] = Format.table,
+) -> None:
+    """Ask the tables; uses the warm Spark when one is up for this root, else an embedded one. Times are UTC."""
+    from pyspark.errors import PySparkException
+
+    from invoice_platform.streaming.session import open_session
+    from invoice_platform.streaming.tables import declare_existing
+
+    layout = Layout.at()
+    session, owned = open_session(layout)
+    try:
+        declare_existing(session, layout)
+        _print_rows(session.sql(query), format)
+    except PySparkException as error:
+        raise PlatformError(f"sql: {first_line(error)}") from None
+    finally:
+        if owned:
+            session.stop()
+
+
+def _print_rows(rows: Any, format: Format) -> None:
+    from pyspark.sql import functions as F
+
+    names = rows.columns
+    if not names:
+        return
+    rows = rows.toDF(*(f"c{i}" for i in range(len(names))))  # two columns may have one name
+    if format is Format.json:
+        columns = (F.col(f"c{i}").alias(name) for i, name in enumerate(names))
+        lines = rows.select(F.to_json(F.struct(*columns), {"ignoreNullFields": "false"})).toLocalIterator()
+        print("[" + ",\n ".join(line[0] for line in lines) + "]")
+        return
+    text = rows.select(*(F.col(name).cast("string") for name in rows.columns))  # as Spark prints them, in UTC
+    if format is Format.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(("" if cell is None else cell for cell in row) for row in text.toLocalIterator())
+        return
+    table = Table()
+    for name in names:
+        table.add_column(name)
+    for row in text.toLocalIterator():
+        table.add_row(*("" if cell is None else cell for cell in row))
+    out.print(table)
+
+
+@app.command()
+def status(
+    format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,
+) -> None:
+    """How things stand: files waiting, segments, each stream's last batch and offsets, each table's rows and version."""
+    from invoice_platform.status import status as read_status
+
+    facts = read_status(Layout.at())
+    if format is Format.json:
+        print(json.dumps(facts, indent=2))
+        return
+    if format is Format.csv:
+        raise PlatformError("status has more than one table: use --format table or json")
+    warm = facts["warm_spark"]
+    out.print(f"root {facts['root']}; warm Spark: {warm['url'] if warm else 'none'}", soft_wrap=True, highlight=False)
+    _table("landing", ("inbox", "waiting", "left"), [(n, s["waiting"], len(s["left"])) for n, s in facts["landing"].items()])
+    for inbox, state in facts["landing"].items():
+        for file in state["left"]:
+            out.print(f"  landing/{inbox}: {file['file']!r} stays: {file['reason']}", markup=False, soft_wrap=True)
+    keys = ("segments", "files_accepted", "records_accepted", "files_pending", "segment", "last_batch")
+    _table(
+        "streams",
+        ("stream", *keys, "offsets"),
+        [(n, *(s[k] for k in keys), json.dumps(s["offsets"])) for n, s in facts["streams"].items()],
+    )
+    keys = ("rows", "version", "files", "bytes")
+    _table("tables", ("table", *keys), [(n, *(t[k] for k in keys)) for n, t in facts["tables"].items()])
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column.replace("_", " "), justify="right" if position and column != "offsets" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    out.print(table)
+
+
+@app.command()
+def serve(spark_port: Annotated[int, typer.Option(help="Port of the Spark Connect server.")] = CONNECT_PORT) -> None:
+    """Keep a warm Spark for this root on loopback, behind a token, until Ctrl-C."""
+    from invoice_platform.server import warm_server
+
+    layout = Layout.at()
+    with until_told():
+        say.print("starting a warm Spark …")
+        with warm_server(layout, spark_port) as server:
+            print(server.url)
+            say.print(f"warm Spark for {layout.root}; jobs and `sql` find it by themselves. Ctrl-C ends it.", soft_wrap=True)
+            threading.Event().wait()
+
+
+@app.command()
+def up(
+    ui_port: Annotated[int, typer.Option(help="Port of Dagster's UI.")] = UI_PORT,
+    spark_port: Annotated[int, typer.Option(help="Port of the Spark Connect server.")] = CONNECT_PORT,
+) -> None:
+    """Warm Spark and Dagster's UI with sensors and schedules on, until Ctrl-C, which ends all of it."""
+    from invoice_platform.orchestrate import everything
+
+    layout = Layout.at()
+    with until_told():
+        say.print("starting a warm Spark and Dagster …")
+        with everything(layout, spark_port, ui_port) as url:
+            print(url)
+            say.print(f"drop files into {layout.root / 'landing'}/invoices or /text; logs in {layout.logs}. Ctrl-C ends all.", soft_wrap=True)
+            threading.Event().wait()
+
+
+@app.command()
+def demo() -> None:
+    """The sample files through the real jobs, and what came out."""
+    from invoice_platform.demo import demo as run_demo
+
+    run_demo(Layout.at(), Path(__file__).resolve().parents[1] / "data" / "samples", out, say)
+
+
+@contextmanager
+def until_told() -> Iterator[None]:
+    """A block that Ctrl-C or SIGTERM ends, in order; a second one while things are being ended changes nothing."""
+
+    def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        say.print("ending …")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        say.print("ended")
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What the platform raises when a person has to act: one line that names the setting and the remedy."""
+
+from __future__ import annotations
+
+
+class PlatformError(Exception):
+    """Something a person can mend: the message is one line and names the setting and the remedy."""
+
+
+class StreamLocked(PlatformError):
+    """Another run holds the stream's checkpoint.
+
+    Parameters
+    ----------
+    stream : str
+        Name of the stream.
+    holder : str
+        Who holds it, in words: run, process id, host, since when.
+    """
+
+    def __init__(self, stream: str, holder: str) -> None:
+        self.stream = stream
+        self.holder = holder
+        super().__init__(
+            f"the checkpoint of stream {stream!r} is held by {holder}: wait for that run to end, or stop it, then run again"
+        )
+
+
+class StreamFailed(PlatformError):
+    """A streaming query ended with an error; nothing of its last micro-batch was committed.
+
+    Parameters
+    ----------
+    stream : str
+        Name of the stream.
+    cause : BaseException
+        What Spark said; its first line becomes part of the message.
+    log : str
+        Where the full account is.
+    """
+
+    def __init__(self, stream: str, cause: BaseException, log: str) -> None:
+        self.stream = stream
+        self.cause = cause
+        super().__init__(
+            f"stream {stream!r} failed: {first_line(cause)} (full account in {log}; "
+            "what was committed stays, and the next run goes on from there)"
+        )
+
+
+def first_line(error: BaseException, limit: int = 500) -> str:
+    """The first line that says something of an error's text, at most `limit` characters, without a stack trace."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()[:limit]
+    return type(error).__name__

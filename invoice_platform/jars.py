@@ -1,0 +1,241 @@
+"""The jars that Spark needs beyond its own, resolved once at set-up into a folder and given to Spark by path.
+
+`spark.jars.packages` would ask a registry at each session start, which costs 7 to 10 s and fails without a network. Here
+Spark's own Ivy downloads what `JARS` lists, and nothing else, when `make setup` or `python -m invoice_platform.jars` asks.
+
+The module needs the standard library alone, so that set-up can ask it about Java before anything is installed.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from invoice_platform.errors import PlatformError
+
+OLDEST_JAVA = 17
+
+
+@dataclass(frozen=True)
+class Jar:
+    """One jar of a Maven repository, by its exact coordinates."""
+
+    group: str
+    artifact: str
+    version: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.artifact}-{self.version}.jar"
+
+
+# Not transitive: of the 34 jars that Delta's own description asks for, Spark brings most itself, and the rest serve
+# Delta's new kernel-based connector (`spark.databricks.delta.v2.enableMode`, off by default) and Unity Catalog alone.
+# Who turns either on adds delta-kernel-api, delta-kernel-defaults, delta-kernel-unitycatalog and unitycatalog-client.
+JARS = (
+    # Delta Lake for Spark 4.2; the version is the one of the wheel delta-spark.
+    Jar("io.delta", "delta-spark_4.2_2.13", "4.4.0"),
+    # Reads and writes the transaction log, and settles who wins when two commit at once.
+    Jar("io.delta", "delta-storage", "4.4.0"),
+)
+
+_REMEDY = "run `make setup` or `python -m invoice_platform.jars`"
+
+
+def jar_folder() -> Path:
+    """Return the folder of the jars: `INVOICE_PLATFORM_JARS` if set, else one inside the Python environment."""
+    chosen = os.environ.get("INVOICE_PLATFORM_JARS")
+    return Path(chosen) if chosen else Path(sys.prefix) / "share" / "invoice_platform" / "jars"
+
+
+def jar_paths() -> list[Path]:
+    """Return the path of every jar, in the order of `JARS`.
+
+    Raises
+    ------
+    PlatformError
+        If one is missing or damaged: names the folder, the jars and the remedy.
+    """
+    folder = jar_folder()
+    if missing := _missing():
+        names = ", ".join(jar.file_name for jar in missing)
+        raise PlatformError(f"jars missing or damaged in {folder}: {names}: {_REMEDY}")
+    return [folder / jar.file_name for jar in JARS]
+
+
+def resolve() -> list[Path]:
+    """Download the jars that are missing or damaged, remove those of other versions, and return all paths.
+
+    Returns
+    -------
+    list[Path]
+        The same as `jar_paths`.
+
+    Raises
+    ------
+    PlatformError
+        If there is no usable Java, or if a download fails.
+
+    Notes
+    -----
+    With all jars there it starts no Java and asks no network. A jar appears under its name only when it is whole, so
+    an interrupted run leaves nothing half-made, and two runs at once do no harm.
+    """
+    folder = jar_folder()
+    missing = _missing()
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the folder, so that each move is a rename within one file system.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".resolving-") as work:
+            _download(missing, Path(work))
+            for jar in missing:
+                os.replace(Path(work, "jars", jar.file_name), folder / jar.file_name)
+    _remove_other_versions(folder)
+    return jar_paths()
+
+
+def find_java() -> Path | None:
+    """Return the Java that Spark would start: the one in `JAVA_HOME` if set, else the first on `PATH`."""
+    home = os.environ.get("JAVA_HOME")
+    found = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
+    return Path(found) if found else None
+
+
+def java_version(java: Path) -> int | None:
+    """Return the major version that this `java` reports (8 for "1.8.0_392"), or None when it does not run."""
+    return _reported_version(java, "-version")
+
+
+def require_java() -> Path:
+    """Return the Java that Spark would start, having made sure that Spark can use it.
+
+    Raises
+    ------
+    PlatformError
+        If there is none, it does not run, it is older than Java 17, or it was built without a module that Spark needs.
+    """
+    java = find_java()
+    # The version and the module in one start of a JVM; what is amiss is only asked when something is.
+    if java and (_reported_version(java, "--add-modules", "jdk.incubator.vector", "-version") or 0) >= OLDEST_JAVA:
+        return java
+    home = os.environ.get("JAVA_HOME")
+    if java is None:
+        found = f"JAVA_HOME={home} has no bin/java" if home else "none was found"
+    elif (version := java_version(java)) is None:
+        found = f"{java} does not run"
+    elif version < OLDEST_JAVA:
+        found = f"{java} is Java {version}"
+    else:
+        found = f"{java} is cut down: it lacks the module jdk.incubator.vector"
+    raise PlatformError(
+        f"Java {OLDEST_JAVA} or later is needed and {found}: install one "
+        f"(Debian: apt-get install openjdk-{OLDEST_JAVA}-jdk-headless, or a later one) or set JAVA_HOME to its folder"
+    )
+
+
+def _reported_version(java: Path, *arguments: str) -> int | None:
+    try:
+        ran = subprocess.run([java, *arguments], capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'version "(?:1\.)?(\d+)', ran.stderr + ran.stdout)
+    return int(found[1]) if found and ran.returncode == 0 else None
+
+
+def _missing() -> list[Jar]:
+    folder = jar_folder()
+    return [jar for jar in JARS if not _is_jar(folder / jar.file_name)]
+
+
+def _is_jar(path: Path) -> bool:
+    # Reads the end of the file alone, where the list of a zip's contents is: cheap, and a truncated file fails it.
+    return zipfile.is_zipfile(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Read all of a jar, so that damage anywhere in it shows."""
+    if not _is_jar(path):
+        return False
+    with zipfile.ZipFile(path) as jar:
+        return jar.testzip() is None
+
+
+def _download(jars: list[Jar], work: Path) -> None:
+    """Put these jars into `work/jars`, by the Ivy that comes with Spark; everything it writes stays in `work`."""
+    java = require_java()
+    # Not by import: that takes most of a second, and only the folder is wanted.
+    spark = importlib.util.find_spec("pyspark")
+    if spark is None or spark.origin is None:
+        raise PlatformError(f"pyspark is not installed in {sys.prefix}, and its Ivy fetches the jars: run `make setup`")
+    wanted = "".join(
+        f'<dependency org="{jar.group}" name="{jar.artifact}" rev="{jar.version}" transitive="false"/>' for jar in jars
+    )
+    (work / "ivy.xml").write_text(
+        '<ivy-module version="2.0"><info organisation="invoice_platform" module="jars"/>'
+        '<configurations defaultconfmapping="default->master"><conf name="default"/></configurations>'
+        f"<dependencies>{wanted}</dependencies></ivy-module>",
+        encoding="utf-8",
+    )
+    # Without settings of its own Ivy would read those in the user's home, and keep a cache there.
+    (work / "settings.xml").write_text(
+        '<ivysettings><settings defaultResolver="central"/><caches defaultCacheDir="${ivy.settings.dir}/cache"/>'
+        '<resolvers><ibiblio name="central" m2compatible="true"/></resolvers></ivysettings>',
+        encoding="utf-8",
+    )
+    ivy = [java, "-cp", str(Path(spark.origin).parent / "jars" / "*"), "org.apache.ivy.Main"]
+    files = ["-settings", str(work / "settings.xml"), "-ivy", str(work / "ivy.xml")]
+    retrieve = ["-retrieve", str(work / "jars" / "[artifact]-[revision].[ext]"), "-types", "jar"]
+    ran = subprocess.run([*ivy, *files, *retrieve], capture_output=True, text=True, errors="replace", check=False)
+    for jar in jars:
+        path = work / "jars" / jar.file_name
+        if not _is_whole(path):
+            raise PlatformError(
+                f"{jar.group}:{jar.artifact}:{jar.version} could not be fetched from Maven Central "
+                f"({_why(ran.stdout + ran.stderr)}): check the network, then {_REMEDY}"
+            )
+
+
+def _why(said: str) -> str:
+    """The line of Ivy's output that says most about a failure."""
+    lines = [line.strip(" \t:*") for line in said.splitlines()]
+    telling = [line for line in lines if re.search("exception|not found|unresolved|denied|no space", line, re.I)]
+    return (telling or [line for line in lines if line] or ["no output"])[0]
+
+
+def _remove_other_versions(folder: Path) -> None:
+    """Remove what an earlier pin left behind; jars that are none of this project's stay."""
+    ours = {_bare_name(jar.file_name) for jar in JARS}
+    kept = {jar.file_name for jar in JARS}
+    for path in folder.glob("*.jar"):
+        if path.name not in kept and _bare_name(path.name) in ours:
+            path.unlink(missing_ok=True)
+
+
+def _bare_name(file_name: str) -> str:
+    """delta-spark_4.2_2.13-4.4.0.jar -> delta-spark"""
+    return re.split(r"[-_]\d", file_name)[0]
+
+
+def main(arguments: list[str]) -> int:
+    """Fetch what is missing; `--check-java` only says whether there is a Java that Spark can use."""
+    try:
+        if arguments == ["--check-java"]:
+            require_java()
+        else:
+            if _missing():
+                print(f"fetching the jars that Spark needs into {jar_folder()}", file=sys.stderr)
+            resolve()
+    except PlatformError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

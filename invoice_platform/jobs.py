@@ -1,0 +1,165 @@
+"""What can be run: by hand, by schedule, by sensor. Every job runs in one process, so that it has one Spark session."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from pydantic import Field
+
+from invoice_platform.assets.factory import (
+    StreamConfig,
+    checkpoint_pool,
+    log_admission,
+    log_batch,
+    materialization,
+    told,
+)
+from invoice_platform.assets.silver import INVOICE_STREAMS
+from invoice_platform.assets.word_count import WORD_COUNT_STREAM
+from invoice_platform.errors import PlatformError
+from invoice_platform.resources import Lakehouse, SparkResource
+from invoice_platform.streaming.rebuild import rebuild
+from invoice_platform.streaming.stream import REPORT_SECONDS, RunSummary, Stream, run_streams
+from invoice_platform.streaming.tables import declare_existing, facts
+
+ONE_PROCESS = dg.in_process_executor
+
+ingest_invoices = dg.define_asset_job(
+    "ingest_invoices",
+    selection=dg.AssetSelection.assets("invoices").downstream(),
+    executor_def=ONE_PROCESS,
+    description="Admits what has landed, streams it into invoices, then into everything fed by it, and checks the result.",
+)
+
+count_words = dg.define_asset_job(
+    "count_words",
+    selection=dg.AssetSelection.assets("word_count"),
+    executor_def=ONE_PROCESS,
+    description="Admits landed texts and brings word_count up to date.",
+)
+
+
+class ContinuousConfig(StreamConfig):
+    """How stream_invoices runs: the three settings of every stream, and how often it reports."""
+
+    trigger: str = Field(
+        default="1 second", description="An interval such as '30 seconds', or unspecified (no pause between micro-batches)."
+    )
+    report_seconds: float = Field(
+        default=REPORT_SECONDS, description="Seconds between two materializations of a table, at least."
+    )
+
+
+@dg.op(pool=checkpoint_pool("invoices"))
+def stream_all_invoices(
+    context: dg.OpExecutionContext, config: ContinuousConfig, spark: SparkResource, lakehouse: Lakehouse
+) -> None:
+    """Keeps the invoice streams running side by side, admitting files all the while, until cancelled."""
+
+    def report(summary: RunSummary) -> None:
+        log_admission(context.log, summary)
+        if summary.batches:
+            context.log_event(materialization(summary, by_name[summary.stream], lakehouse))
+
+    by_name = {stream.name: stream for stream in INVOICE_STREAMS}
+    try:
+        settings = config.settings()
+        if not settings.trigger.continuous:
+            raise PlatformError(
+                f"trigger={config.trigger!r} ends by itself: give stream_invoices an interval such as '1 second', "
+                "or run ingest_invoices"
+            )
+        summaries = run_streams(
+            INVOICE_STREAMS,
+            spark.session,
+            lakehouse.layout,
+            settings,
+            run=f"run {context.run_id}",
+            on_batch=log_batch(context.log),
+            on_report=report,
+            report_seconds=config.report_seconds,
+        )
+    except PlatformError as error:
+        raise told(error) from error
+    for summary in summaries:
+        report(summary)
+
+
+@dg.job(
+    executor_def=ONE_PROCESS,
+    description="Runs the invoice streams continuously, until cancelled or for run_for_seconds.",
+)
+def stream_invoices() -> None:
+    stream_all_invoices()
+
+
+def _rebuild(
+    context: dg.OpExecutionContext, streams: Sequence[Stream], spark: SparkResource, lakehouse: Lakehouse
+) -> None:
+    try:
+        summaries = rebuild(streams, spark.session, lakehouse.layout, run=f"run {context.run_id}")
+    except PlatformError as error:
+        raise told(error) from error
+    for stream, summary in zip(streams, summaries, strict=True):
+        context.log_event(materialization(summary, stream, lakehouse))
+
+
+@dg.op(pool=checkpoint_pool("invoices"))
+def rebuild_all_invoices(context: dg.OpExecutionContext, spark: SparkResource, lakehouse: Lakehouse) -> None:
+    """Makes the invoice tables anew from everything that was accepted."""
+    _rebuild(context, INVOICE_STREAMS, spark, lakehouse)
+
+
+@dg.job(
+    executor_def=ONE_PROCESS,
+    description="The batch twin of the invoice streams: reads all that was accepted and overwrites their tables.",
+)
+def rebuild_invoices() -> None:
+    rebuild_all_invoices()
+
+
+@dg.op(pool=checkpoint_pool("word_count"))
+def rebuild_all_words(context: dg.OpExecutionContext, spark: SparkResource, lakehouse: Lakehouse) -> None:
+    """Counts the words of everything that was accepted."""
+    _rebuild(context, [WORD_COUNT_STREAM], spark, lakehouse)
+
+
+@dg.job(
+    executor_def=ONE_PROCESS, description="The batch twin of word_count: counts all accepted texts and overwrites the table."
+)
+def rebuild_word_count() -> None:
+    rebuild_all_words()
+
+
+class MaintainConfig(dg.Config):
+    """What is kept when tables are tidied."""
+
+    retain_hours: int = Field(
+        default=168, description="Old versions of a table younger than this stay readable; 168 (a week) is Delta's least."
+    )
+
+
+@dg.op
+def maintain_all_tables(
+    context: dg.OpExecutionContext, config: MaintainConfig, spark: SparkResource, lakehouse: Lakehouse
+) -> None:
+    """Joins small files (OPTIMIZE) and deletes files that no kept version needs (VACUUM), table by table."""
+    layout = lakehouse.layout
+    try:
+        session = spark.session()
+        for name in declare_existing(session, layout):
+            before = facts(layout.table(name))
+            session.sql(f"OPTIMIZE `{name}`")
+            session.sql(f"VACUUM `{name}` RETAIN {config.retain_hours} HOURS")
+            after = facts(layout.table(name))
+            if before and after:
+                context.log.info(f"{name}: {before.files} files before, {after.files} after, {after.rows} rows")
+    except PlatformError as error:
+        raise told(error) from error
+
+
+@dg.job(executor_def=ONE_PROCESS, description="Joins small files and deletes what no kept version needs, in every table.")
+def maintain_tables() -> None:
+    maintain_all_tables()
+
+
+JOBS = (ingest_invoices, count_words, stream_invoices, rebuild_invoices, rebuild_word_count, maintain_tables)

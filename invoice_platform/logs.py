@@ -1,0 +1,27 @@
+"""What a run prints to stderr: the platform's own lines. Dagster's events, stack traces and all, are in its own log."""
+
+import logging
+import sys
+
+import dagster as dg
+
+
+class _OwnLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = getattr(record, "dagster_meta", {}).get("orig_message") or record.getMessage()
+        return f"{self.formatTime(record, '%H:%M:%S')} {text}"
+
+
+def _is_own(record: logging.LogRecord) -> bool:
+    return getattr(record, "dagster_meta", {}).get("dagster_event") is None
+
+
+@dg.logger(description="The platform's own lines, without Dagster's events.")
+def console(init_context: dg.InitLoggerContext) -> logging.Logger:  # noqa: ARG001
+    """A logger of one plain line per message."""
+    logger = logging.Logger("invoice_platform", logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OwnLine())
+    handler.addFilter(_is_own)
+    logger.addHandler(handler)
+    return logger

@@ -1,0 +1,105 @@
+"""A run's summary as Dagster metadata: numbers as numbers, so that the UI plots them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.stream import RunSummary
+from invoice_platform.streaming.tables import Table, preview
+
+CELL_CHARACTERS = 60
+
+
+def table_schema(table: Table) -> dg.TableSchema:
+    """Columns of a table with their types and descriptions."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(c.name, c.type, c.comment, dg.TableColumnConstraints(nullable=not c.required))
+            for c in table.columns
+        ]
+    )
+
+
+def static_metadata(table: Table, layout: Layout) -> dict[str, Any]:
+    """What is known of an asset before it is ever made."""
+    return {
+        "dagster/table_name": table.name,
+        "dagster/uri": layout.table(table.name).as_uri(),
+        "dagster/column_schema": table_schema(table),
+    }
+
+
+def run_metadata(summary: RunSummary, table: Table, layout: Layout) -> dict[str, Any]:
+    """What a materialization shows of one run.
+
+    Returns
+    -------
+    dict
+        `dagster/row_count` (rows in the table), `rows_added`, `rows_read`, `micro_batches`, `files`, `bytes` (of the
+        table's new data and, for landed files, of what was read), `seconds` and `seconds_<phase>`, `delta_version`,
+        `dagster/column_schema`, `preview` (10 rows), `source_offsets` (first start to last end, per segment).
+    """
+    before, after = summary.before, summary.after
+    metadata: dict[str, Any] = {
+        "rows_added": summary.rows_added,
+        "rows_read": summary.rows_read,
+        "micro_batches": len(summary.batches),
+        "seconds": round(summary.seconds, 3),
+        "trigger": summary.trigger,
+        "dagster/column_schema": table_schema(table),
+        "source_offsets": dg.MetadataValue.json(source_offsets(summary)),
+        "preview": preview_markdown(preview(layout.table(table.name)), table),
+    }
+    metadata |= {f"seconds_{phase}": round(s, 3) for phase, s in summary.seconds_by_phase.items()}
+    if after is not None:
+        metadata["dagster/row_count"] = after.rows
+        metadata["delta_version"] = after.version
+        metadata["table_files"] = after.files
+        metadata["table_bytes"] = after.bytes
+        metadata["files_added"] = after.files - (before.files if before else 0)
+        metadata["bytes_added"] = after.bytes - (before.bytes if before else 0)
+    if summary.admission is not None:
+        metadata["files"] = summary.files
+        metadata["bytes"] = summary.bytes
+        metadata["files_admitted"] = summary.admission.files
+        metadata["records_admitted"] = summary.admission.records
+        metadata["files_repeated"] = len(summary.admission.repeated)
+        metadata["files_left"] = len(summary.admission.left)
+        if summary.admission.left:
+            metadata["left_in_landing"] = dg.MetadataValue.json(
+                [{"file": f.name, "reason": f.reason} for f in summary.admission.left[:100]]
+            )
+    return metadata
+
+
+def source_offsets(summary: RunSummary) -> list[dict[str, Any]]:
+    """For each segment of a run: the offset it started from and the one it ended at, and its micro-batches."""
+    segments: dict[int, dict[str, Any]] = {}
+    for batch in summary.batches:
+        covered = segments.setdefault(
+            batch.segment, {"segment": batch.segment, "start": batch.start_offset, "first_batch": batch.number}
+        )
+        covered |= {"end": batch.end_offset, "last_batch": batch.number}
+    return list(segments.values())
+
+
+def preview_markdown(rows: list[Mapping[str, Any]], table: Table) -> dg.MarkdownMetadataValue:
+    """A few rows as a Markdown table; long cells are cut."""
+
+    def cell(value: Any) -> str:
+        text = " ".join(str("" if value is None else value).split()).replace("|", "\\|")
+        return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+
+    names = [c.name for c in table.columns]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in names) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def data_version(summary: RunSummary) -> dg.DataVersion | None:
+    """The table's Delta version, so that Dagster sees when nothing changed."""
+    return dg.DataVersion(str(summary.after.version)) if summary.after is not None else None

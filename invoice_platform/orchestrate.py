@@ -1,0 +1,178 @@
+"""Dagster from outside: its home under the root, its jobs run from the command line, its UI and daemon beside the warm Spark."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from invoice_platform.errors import PlatformError
+from invoice_platform.server import CONNECT_PORT, end, require_free_port, warm_server
+from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
+from invoice_platform.streaming.session import REMOTE_VARIABLE, TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, ExecuteInProcessResult
+
+UI_PORT = 3000
+UI_SECONDS = 120
+INBOXES = ("invoices", "text")
+
+
+def prepare(layout: Layout) -> None:
+    """Make the landing folders and Dagster's home, with the platform's settings in it."""
+    for inbox in INBOXES:
+        layout.landing(inbox).mkdir(parents=True, exist_ok=True)
+    layout.dagster_home.mkdir(parents=True, exist_ok=True)
+    settings = layout.dagster_home / "dagster.yaml"
+    if not settings.exists():
+        source = resources.files("invoice_platform") / "dagster.yaml"
+        settings.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+@contextmanager
+def instance(layout: Layout) -> Iterator[DagsterInstance]:
+    """The Dagster instance of this root (or of `DAGSTER_HOME`), so that history is in one place however a job was started."""
+    prepare(layout)
+    os.environ.setdefault("DAGSTER_HOME", str(layout.dagster_home))
+    os.environ[ROOT_VARIABLE] = str(layout.root)
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as found:
+        yield found
+
+
+def run_job(layout: Layout, name: str, config: Mapping[str, Any] | None = None) -> ExecuteInProcessResult:
+    """Run a job in this process.
+
+    Raises
+    ------
+    PlatformError
+        For an unknown job; for a configuration that Dagster refuses; when the job fails, with its reason in one line.
+    """
+    with instance(layout) as history:
+        import dagster as dg
+
+        from invoice_platform.definitions import defs
+        from invoice_platform.jobs import JOBS
+
+        names = [job.name for job in JOBS]
+        if name not in names:
+            raise PlatformError(f"there is no job {name!r}: choose one of {', '.join(names)}")
+        try:
+            result = defs.resolve_job_def(name).execute_in_process(
+                run_config={"loggers": {"console": {}}} | dict(config or {}), instance=history, raise_on_error=False
+            )
+        except dg.DagsterInvalidConfigError as error:
+            raise PlatformError(f"--config for {name}: {error.errors[0].message}") from None
+    if not result.success:
+        raise PlatformError(f"{name} failed: {_why(result)}")
+    return result
+
+
+def _why(result: ExecuteInProcessResult) -> str:
+    for event in result.all_events:
+        if event.event_type_value == "STEP_FAILURE":
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return data.user_failure_data.description
+            error = data.error.cause if data.error is not None and data.error.cause is not None else data.error
+            if error is not None:
+                return error.message.strip().splitlines()[0]
+    return "see its log in the Dagster UI (`make up`)"
+
+
+def stream_config(job: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Run config that gives each stream of a job the same settings (`trigger`, `max_files_per_trigger`, …)."""
+    ops = {
+        "ingest_invoices": ("invoices", "invoice_line_items", "quarantined_invoices"),
+        "count_words": ("word_count",),
+        "stream_invoices": ("stream_all_invoices",),
+    }.get(job)
+    if not settings:
+        return {}
+    if ops is None:
+        raise PlatformError(f"{job} runs no stream, so it takes no {', '.join(settings)}: leave out those options")
+    return {"ops": {op: {"config": dict(settings)} for op in ops}}
+
+
+def workspace_file() -> Path:
+    """The project's workspace.yaml.
+
+    Raises
+    ------
+    PlatformError
+        When the package is installed without it.
+    """
+    path = Path(__file__).resolve().parents[1] / "workspace.yaml"
+    if not path.is_file():
+        raise PlatformError(f"{path} is missing: run `invoice-platform up` from a clone of the project")
+    return path
+
+
+@contextmanager
+def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Dagster's UI, daemon, sensors and schedules, on loopback, until the block ends; yields the UI's address.
+
+    Raises
+    ------
+    PlatformError
+        When the port is in use, or the UI does not start.
+    """
+    require_free_port(port, "--ui-port")
+    prepare(layout)
+    log = layout.logs / "dagster.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace_file()), "-h", "127.0.0.1", "-p", str(port)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=layout.dagster_home,
+            env=os.environ
+            | {"DAGSTER_HOME": str(layout.dagster_home), ROOT_VARIABLE: str(layout.root)}
+            | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + UI_SECONDS
+        while not _serves(url):
+            if process.poll() is not None:
+                raise PlatformError(f"Dagster ended while it started (exit {process.returncode}): see {log}")
+            if time.monotonic() > deadline:
+                raise PlatformError(f"Dagster's UI did not answer at {url} within {UI_SECONDS} s: see {log}")
+            time.sleep(0.2)
+        yield url
+    finally:
+        end(process, first=signal.SIGINT)
+
+
+def _serves(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/server_info", timeout=2) as answer:
+            return answer.status == 200
+    except (URLError, OSError):
+        return False
+
+
+@contextmanager
+def everything(layout: Layout, spark_port: int = CONNECT_PORT, ui_port: int = UI_PORT) -> Iterator[str]:
+    """Warm Spark and Dagster, until the block ends; yields the UI's address."""
+    require_free_port(ui_port, "--ui-port")
+    with contextlib.ExitStack() as started:
+        server = started.enter_context(warm_server(layout, spark_port))
+        warm = {REMOTE_VARIABLE: server.url, TOKEN_VARIABLE: server.token}
+        yield started.enter_context(dagster_ui(layout, ui_port, warm))

@@ -1,0 +1,116 @@
+"""The landed record and the tables, as data: names, types, meanings. No Spark is imported here.
+
+Money is `decimal(18,2)`. Taxes are `decimal(18,4)`, because producers compute them in binary floats and
+send 191.47500000000002 for 191.475: rounding half up at the fourth decimal gives back what was meant.
+Times are UTC.
+"""
+
+from __future__ import annotations
+
+from invoice_platform.streaming.tables import Column, Table
+
+MONEY = "decimal(18,2)"
+TAX = "decimal(18,4)"
+
+LINE_ITEM: tuple[Column, ...] = (
+    Column("ItemCode", "string", "Code of the item in the catalogue", required=True),
+    Column("ItemDescription", "string", "Name of the item"),
+    Column("ItemPrice", MONEY, "Price of one piece, in rupees", required=True),
+    Column("ItemQty", "int", "Pieces sold", required=True),
+    Column("TotalValue", MONEY, "Price times pieces, in rupees, as the producer computed it", required=True),
+)
+
+DELIVERY_ADDRESS: tuple[Column, ...] = (
+    Column("AddressLine", "string", "House and street"),
+    Column("City", "string", "City"),
+    Column("ContactNumber", "string", "Telephone of the receiver"),
+    Column("PinCode", "string", "Postal code, six digits"),
+    Column("State", "string", "State"),
+)
+
+
+def _struct(columns: tuple[Column, ...]) -> str:
+    return f"struct<{', '.join(f'{c.name}: {c.type}' for c in columns)}>"
+
+
+LANDED_INVOICE: tuple[Column, ...] = (
+    Column("InvoiceNumber", "string", "Number of the invoice; producers re-send a few", required=True),
+    Column("CreatedTime", "bigint", "When the invoice was made, milliseconds since 1970-01-01 UTC", required=True),
+    Column("StoreID", "string", "Shop", required=True),
+    Column("PosID", "string", "Till in the shop", required=True),
+    Column("CashierID", "string", "Cashier"),
+    Column("CustomerType", "string", "PRIME or NONPRIME", required=True),
+    Column("CustomerCardNo", "string", "Loyalty card"),
+    Column("TotalAmount", MONEY, "What the invoice says it adds up to, in rupees", required=True),
+    Column("NumberOfItems", "int", "How many line items the invoice says it has", required=True),
+    Column("PaymentMethod", "string", "CARD or CASH", required=True),
+    Column("TaxableAmount", MONEY, "Amount taxed, in rupees"),
+    Column("CGST", TAX, "Central tax, in rupees"),
+    Column("SGST", TAX, "State tax, in rupees"),
+    Column("CESS", TAX, "Cess, in rupees"),
+    Column("DeliveryType", "string", "HOME-DELIVERY or TAKEAWAY", required=True),
+    Column("DeliveryAddress", _struct(DELIVERY_ADDRESS), "Where to; none for TAKEAWAY"),
+    Column("InvoiceLineItems", f"array<{_struct(LINE_ITEM)}>", "What was bought", required=True),
+)
+"""One JSON document a line, UTF-8. `required` columns are checked on every record."""
+
+SOURCE_FILE = Column("source_file", "string", "Accepted file it came in, as <segment>/<file> under accepted/<stream>")
+INGESTED_AT = Column("ingested_at", "timestamp", "When that file was admitted (UTC); the same after a rebuild")
+REASON = Column("reason", "string", "Why the record was not valid; null for a valid one")
+RAW = Column("raw", "string", "The landed line when it was not valid, bytes that are no UTF-8 replaced; else null")
+
+INVOICES = Table(
+    "invoices",
+    # The platform's own columns first: Delta keeps statistics on the first 32 leaf columns.
+    (
+        SOURCE_FILE,
+        INGESTED_AT,
+        REASON,
+        RAW,
+        # Null in an invalid record, so that no half-read document passes for an invoice.
+        *(Column(c.name, c.type, c.comment) for c in LANDED_INVOICE),
+    ),
+    "Bronze: one row per landed record, nested as landed; an invalid one has its raw text and a reason instead.",
+    {"delta.dataSkippingStatsColumns": "ingested_at,reason,InvoiceNumber,CreatedTime"},
+)
+
+INVOICE_LINE_ITEMS = Table(
+    "invoice_line_items",
+    (
+        Column("invoice_number", "string", "Number of the invoice"),
+        Column("created_time", "timestamp", "When the invoice was made (UTC)"),
+        Column("store_id", "string", "Shop"),
+        Column("pos_id", "string", "Till in the shop"),
+        Column("customer_type", "string", "PRIME or NONPRIME"),
+        Column("payment_method", "string", "CARD or CASH"),
+        Column("delivery_type", "string", "HOME-DELIVERY or TAKEAWAY"),
+        Column("city", "string", "City of delivery; null for TAKEAWAY"),
+        Column("state", "string", "State of delivery; null for TAKEAWAY"),
+        Column("pin_code", "string", "Postal code of delivery; null for TAKEAWAY"),
+        Column("line_number", "int", "Place of the item on its invoice, from 1"),
+        Column("item_code", "string", "Code of the item in the catalogue"),
+        Column("item_description", "string", "Name of the item"),
+        Column("item_price", MONEY, "Price of one piece, in rupees"),
+        Column("item_qty", "int", "Pieces sold"),
+        Column("total_value", MONEY, "Price times pieces, in rupees, as the producer computed it"),
+        SOURCE_FILE,
+        INGESTED_AT,
+    ),
+    "Silver: one row per line item of every valid landed record.",
+)
+
+QUARANTINED_INVOICES = Table(
+    "quarantined_invoices",
+    (RAW, SOURCE_FILE, Column("reason", "string", "Why the record was not valid"), INGESTED_AT),
+    "One row per landed record that is not a valid invoice.",
+    {"delta.dataSkippingStatsColumns": "reason,source_file,ingested_at"},
+)
+
+WORD_COUNT = Table(
+    "word_count",
+    (
+        Column("word", "string", "Lower-cased word that holds a letter"),
+        Column("count", "bigint", "How often it occurs in all texts accepted so far"),
+    ),
+    "How often each word occurs in the landed texts.",
+)

@@ -1,0 +1,87 @@
+"""Doorbells: a sensor looks whether files wait and asks for at most one run. No Spark, no cursor, no run key.
+
+A run key would refuse for ever the second run of a key whose first run failed; what waits is seen in the folders instead.
+"""
+
+import time
+
+import dagster as dg
+
+from invoice_platform.assets.bronze import INVOICES_STREAM
+from invoice_platform.assets.word_count import WORD_COUNT_STREAM
+from invoice_platform.errors import PlatformError
+from invoice_platform.jobs import count_words, ingest_invoices
+from invoice_platform.resources import LandingZone
+from invoice_platform.streaming.landing import being_written
+from invoice_platform.streaming.stream import Stream
+
+TICK_SECONDS = 5
+BACKOFF_SECONDS = (5, 10, 30, 60, 300)
+"""How long to wait after one, two, … failed runs in a row."""
+UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def ring(context: dg.SensorEvaluationContext, landing: LandingZone, stream: Stream, jobs: tuple[str, ...]) -> dg.SensorResult:
+    """Ask for a run of the first of `jobs` when files wait for `stream` and none of `jobs` is under way.
+
+    Files wait in landing, or in `accepted/` when the run that admitted them failed.
+    """
+    folder = landing.of(stream)
+    try:
+        scan = folder.scan()
+    except PlatformError as error:
+        return _skip(str(error))
+    pending = sum(p.files for p in folder.ledger.pending())
+    left = f"; left in landing: {', '.join(f'{f.name!r} ({f.reason})' for f in scan.left[:5])}" if scan.left else ""
+    if not pending and all(_busy(file.path) for file in scan.waiting):
+        return _skip((f"{len(scan.waiting)} files still being written" if scan.waiting else "nothing new") + left)
+
+    for job in jobs:
+        if runs := context.instance.get_runs(dg.RunsFilter(job_name=job, statuses=UNDER_WAY), limit=1):
+            return _skip(f"{len(scan.waiting) + pending} files wait; run {runs[0].run_id} of {job} is under way{left}")
+    if (wait := _backoff(context.instance, jobs[0])) > 0:
+        return _skip(f"{len(scan.waiting) + pending} files wait; the last run failed, the next in {wait:.0f} s{left}")
+    context.log.info(f"{len(scan.waiting)} files in landing, {pending} accepted but not yet streamed{left}")
+    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"invoice_platform/files": str(len(scan.waiting) + pending)})])
+
+
+def _busy(path: object) -> bool:
+    try:
+        return being_written(path)  # type: ignore[arg-type]
+    except OSError:
+        return False  # gone or unreadable: the run says so
+
+
+def _skip(reason: str) -> dg.SensorResult:
+    return dg.SensorResult(skip_reason=dg.SkipReason(reason))
+
+
+def _backoff(instance: dg.DagsterInstance, job: str) -> float:
+    """Seconds to wait still, when the last runs of a job failed one after the other."""
+    records = instance.get_run_records(dg.RunsFilter(job_name=job), limit=len(BACKOFF_SECONDS))
+    failed = 0
+    for record in records:
+        if record.dagster_run.status != dg.DagsterRunStatus.FAILURE:
+            break
+        failed += 1
+    if not failed:
+        return 0.0
+    return (records[0].end_time or 0.0) + BACKOFF_SECONDS[failed - 1] - time.time()
+
+
+@dg.sensor(job=ingest_invoices, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
+def landed_invoices_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
+    """Rings for ingest_invoices when files wait in landing/invoices; a continuous run admits files itself."""
+    return ring(context, landing, INVOICES_STREAM, ("ingest_invoices", "stream_invoices"))
+
+
+@dg.sensor(job=count_words, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
+def landed_text_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
+    """Rings for count_words when files wait in landing/text."""
+    return ring(context, landing, WORD_COUNT_STREAM, ("count_words",))

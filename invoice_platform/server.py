@@ -1,0 +1,146 @@
+"""The warm Spark: a Spark Connect server on loopback, behind a token, with a Hive metastore under the root."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from invoice_platform.errors import PlatformError
+from invoice_platform.jars import require_java
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.session import TOKEN_VARIABLE, WarmServer, extra_settings, open_session, spark_settings
+from invoice_platform.streaming.tables import declare_existing
+
+CONNECT_PORT = 15002
+START_SECONDS = 120
+STOP_SECONDS = 15
+
+
+def require_free_port(port: int, setting: str) -> None:
+    """See that nothing listens on a loopback port.
+
+    Raises
+    ------
+    PlatformError
+        When something does, naming the setting.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise PlatformError(f"port {port} is in use: end what listens there, or choose another with {setting}") from None
+
+
+@contextmanager
+def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer]:
+    """A Spark Connect server for this root, up and knowing every table, until the block ends.
+
+    Raises
+    ------
+    PlatformError
+        When Java or a jar is missing, the port is in use, a server is up for this root, or it does not start.
+    """
+    require_java()
+    if (other := WarmServer.of(layout)) is not None:
+        raise PlatformError(
+            f"a warm Spark is up for {layout.root} already (process {other.pid}, port {other.port}): use it, or end that process"
+        )
+    require_free_port(port, "--spark-port")
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    layout.server_file.unlink(missing_ok=True)  # of a server that died
+    token = secrets.token_urlsafe(32)
+    log = layout.logs / "spark-connect.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            _command(layout, port),
+            env=os.environ | {TOKEN_VARIABLE: token, "SPARK_HOME": str(_spark_home())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a Ctrl-C at the terminal is for us: we end it, in order
+        )
+    server = WarmServer(process.pid, port, token, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    try:
+        _wait_until_up(process, port, log)
+        server.write(layout)
+        _make_tables_known(layout)
+        yield server
+    finally:
+        layout.server_file.unlink(missing_ok=True)
+        end(process)
+
+
+def _spark_home() -> Path:
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or spec.origin is None:
+        raise PlatformError("pyspark is not installed: run `make setup`")
+    return Path(spec.origin).parent
+
+
+def _command(layout: Layout, port: int) -> list[str]:
+    settings = spark_settings(layout) | {
+        "spark.master": "local[*]",
+        "spark.app.name": "invoice_platform warm Spark",
+        "spark.connect.grpc.binding.address": "127.0.0.1",
+        "spark.connect.grpc.binding.port": str(port),
+        "spark.sql.catalogImplementation": "hive",
+        "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:{layout.metastore / 'db'};create=true",
+    }
+    settings |= extra_settings()
+    command = [str(_spark_home() / "bin" / "spark-submit")]
+    for name, value in settings.items():
+        command += ["--conf", f"{name}={value}"]
+    return [*command, "--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"]
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise PlatformError(f"the warm Spark ended while it started (exit {process.returncode}): see {log}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise PlatformError(f"the warm Spark did not answer on port {port} within {START_SECONDS} s: see {log}")
+
+
+def _make_tables_known(layout: Layout) -> None:
+    """Put every table under the root into the metastore, which also wakes it up before the first run needs it."""
+    session, _ = open_session(layout)
+    try:
+        declare_existing(session, layout)
+    finally:
+        session.stop()
+
+
+def end(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS, first: signal.Signals = signal.SIGTERM) -> None:
+    """End a process and all that it started: asked first, killed when it does not listen."""
+    import psutil
+
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(first)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    _, deaf = psutil.wait_procs(family, timeout=seconds)
+    for member in deaf:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()

@@ -1,0 +1,82 @@
+"""How things stand under a root: read from its folders, the ledgers and the Delta logs, without Spark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from invoice_platform.streaming.landing import LandingFolder
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.ledger import Ledger
+from invoice_platform.streaming.session import WarmServer
+from invoice_platform.streaming.tables import facts, tables_on_disk
+
+
+def status(layout: Layout) -> dict[str, Any]:
+    """How things stand.
+
+    Returns
+    -------
+    dict
+        `root`; `warm_spark` (url, pid or null); `landing`: per inbox `waiting` and `left` (name, reason); `streams`: per
+        stream `segments`, `files_accepted`, `records_accepted`, `files_pending` (null for one that reads a table), `segment`,
+        `last_batch`, `offsets`; `tables`: per table `rows`, `version`, `files`, `bytes`.
+    """
+    server = WarmServer.of(layout)
+    return {
+        "root": str(layout.root),
+        "warm_spark": {"url": server.url, "pid": server.pid} if server else None,
+        "landing": {folder.name: _landing(layout, folder.name) for folder in _folders(layout.root / "landing")},
+        "streams": {name: _stream(layout, name) for name in _stream_names(layout)},
+        "tables": {name: _table(layout, name) for name in tables_on_disk(layout)},
+    }
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+
+
+def _stream_names(layout: Layout) -> list[str]:
+    return sorted({p.name for p in (*_folders(layout.root / "accepted"), *_folders(layout.checkpoints))})
+
+
+def _landing(layout: Layout, inbox: str) -> dict[str, Any]:
+    scan = LandingFolder(layout, inbox, inbox).scan()
+    return {"waiting": len(scan.waiting), "left": [{"file": f.name, "reason": f.reason} for f in scan.left]}
+
+
+def _stream(layout: Layout, name: str) -> dict[str, Any]:
+    ledger = Ledger(layout.accepted(name))
+    landed = ledger.path.exists()
+    totals = ledger.totals()
+    checkpoints = [p for p in _folders(layout.checkpoints / name) if p.name.isdigit()]
+    segment, batch, offsets = _last_batch(checkpoints)
+    return {
+        "segments": len(ledger.segments()) if landed else len(checkpoints),
+        "files_accepted": totals["files"] if landed else None,
+        "records_accepted": totals["records"] if landed else None,
+        "files_pending": sum(p.files for p in ledger.pending()) if landed else None,
+        "segment": segment,
+        "last_batch": batch,
+        "offsets": offsets,
+    }
+
+
+def _last_batch(checkpoints: list[Path]) -> tuple[int | None, int | None, list[Any]]:
+    """Segment, number and source offsets of the last committed micro-batch, from Spark's own checkpoint files."""
+    for checkpoint in reversed(checkpoints):
+        commits = checkpoint / "commits"
+        numbers = [int(p.name) for p in commits.iterdir() if p.name.isdigit()] if commits.is_dir() else []
+        if numbers:
+            last = max(numbers)
+            # The offset log's first line is its format, the second the batch's own settings, then a line a source.
+            lines = (checkpoint / "offsets" / str(last)).read_text().splitlines()[2:]
+            return int(checkpoint.name), last, [json.loads(line) for line in lines]
+    return None, None, []
+
+
+def _table(layout: Layout, name: str) -> dict[str, Any]:
+    found = facts(layout.table(name))
+    assert found is not None
+    return {"rows": found.rows, "version": found.version, "files": found.files, "bytes": found.bytes}

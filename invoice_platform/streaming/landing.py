@@ -1,0 +1,331 @@
+"""Landing and admission: the inbox that files leave, and the archive that they enter once, whole.
+
+Source: `landing/<inbox>`. Sink: `accepted/<stream>/<segment>/<key>-<name>`. Grain: one file. All file-system calls
+of landing are in this module. Replay: a move is in the ledger before it is made, so a crash at any point leaves each
+file either in landing or in its segment, and the next admission goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import stat
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from invoice_platform.errors import PlatformError
+from invoice_platform.streaming.ledger import AcceptedFile, Ledger
+from invoice_platform.streaming.layout import Layout, segment_name
+
+SEGMENT_FILES = 1_000
+"""A segment that holds so many files takes no more at the next admission: Spark re-reads the list of all files that
+a checkpoint ever saw at each start (0.1 s at 1,000 files, 3 s at 30,000)."""
+ADMISSION_FILES = 10_000
+"""Files moved in one step; a larger backlog is moved in several, into several segments."""
+SETTLE_SECONDS = 2.0
+"""Where the system cannot tell whether a file is open for writing, a file changed more recently than this waits."""
+CHUNK_BYTES = 1 << 20
+
+TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "~")
+UNREADABLE_SUFFIXES = (".bz2", ".deflate", ".lz4", ".snappy", ".xz", ".zip", ".zst", ".zstd", ".7z", ".tar", ".tgz")
+
+
+@dataclass(frozen=True)
+class Left:
+    """A file that stays in landing, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A file in landing that may be admitted."""
+
+    path: Path
+    bytes: int
+    modified_ns: int
+
+
+@dataclass
+class Scan:
+    """What lies in landing: files that may be admitted, in order of arrival, and those left with a reason."""
+
+    waiting: list[Waiting] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+
+@dataclass
+class Admission:
+    """What one admission did."""
+
+    admitted: list[AcceptedFile] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    """Names of files delivered again with the same content: counted, taken out of landing, not read twice."""
+    left: list[Left] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def files(self) -> int:
+        return len(self.admitted)
+
+    @property
+    def bytes(self) -> int:
+        return sum(f.bytes for f in self.admitted)
+
+    @property
+    def records(self) -> int:
+        """Lines that are not blank, counted as the files were hashed: what every table is later held against."""
+        return sum(f.records for f in self.admitted)
+
+    def add(self, other: Admission) -> None:
+        """Count another admission of the same run into this one."""
+        self.admitted += other.admitted
+        self.repeated += other.repeated
+        self.left = other.left
+        self.seconds += other.seconds
+
+
+class LandingFolder:
+    """One inbox and the archive behind it.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the root is.
+    inbox : str
+        Folder under `landing/`.
+    stream : str
+        Whose archive it fills.
+    segment_files : int or None
+        Files after which a segment is closed. None keeps one segment for ever: a stream with state has its state
+        in its one checkpoint.
+    """
+
+    def __init__(self, layout: Layout, inbox: str, stream: str, segment_files: int | None = SEGMENT_FILES) -> None:
+        self.folder = layout.landing(inbox)
+        self.accepted = layout.accepted(stream)
+        self.ledger = Ledger(self.accepted)
+        self.segment_files = segment_files
+
+    def scan(self) -> Scan:
+        """What lies in landing, by name and state alone: no file is opened.
+
+        Raises
+        ------
+        PlatformError
+            When the landing folder is missing.
+        """
+        scan = Scan()
+        try:
+            entries = list(os.scandir(self.folder))
+        except FileNotFoundError:
+            raise PlatformError(
+                f"landing folder {self.folder} is missing: create it (mkdir -p), land a file with "
+                "`invoice-platform land FILE`, or set INVOICE_PLATFORM_ROOT to where it is"
+            ) from None
+        for entry in entries:
+            try:
+                reason, seen = _why_left(entry)
+            except FileNotFoundError:
+                continue  # its producer took it away again
+            if reason is not None:
+                scan.left.append(Left(entry.name, reason))
+            else:
+                scan.waiting.append(Waiting(Path(entry.path), seen.st_size, seen.st_mtime_ns))
+        scan.waiting.sort(key=lambda w: (w.modified_ns, w.path.name))
+        scan.left.sort(key=lambda f: f.name)
+        return scan
+
+    def admit(self) -> Admission:
+        """Move every complete file out of landing into the open segment; the caller holds the stream's lock."""
+        started = time.monotonic()
+        self.ledger.recover()
+        scan = self.scan()
+        result = Admission(left=list(scan.left))
+        for start in range(0, len(scan.waiting), ADMISSION_FILES):
+            self._admit_some(scan.waiting[start : start + ADMISSION_FILES], result)
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _admit_some(self, waiting: list[Waiting], result: Admission) -> None:
+        read: list[tuple[Waiting, str, int]] = []
+        for file in waiting:
+            try:
+                if being_written(file.path):
+                    result.left.append(Left(file.path.name, "still being written"))
+                    continue
+                key, records = read_landed(file.path, file.path.name)
+                now = file.path.stat()
+                if (now.st_size, now.st_mtime_ns) != (file.bytes, file.modified_ns):
+                    result.left.append(Left(file.path.name, "still being written"))
+                else:
+                    read.append((file, key, records))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                result.left.append(Left(file.path.name, f"damaged gzip: {error}"))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                result.left.append(Left(file.path.name, f"cannot be read: {error.strerror}"))
+        seen = self.ledger.seen(key for _, key, _ in read)
+        accepted_ms = max(time.time_ns() // 1_000_000, self.ledger.last_accepted_ms() + 1)
+        segment = self.ledger.open_segment(self.segment_files) if len(read) > len(seen) else 0
+        moves: list[tuple[Path, AcceptedFile]] = []
+        for file, key, records in read:
+            if key in seen:
+                file.path.unlink()  # the same bytes are in accepted/ under the same name
+                result.repeated.append(file.path.name)
+                continue
+            seen.add(key)
+            name = f"{key}-{safe_name(file.path.name)}"
+            moves.append(
+                (file.path, AcceptedFile(key, name, file.path.name, segment, file.bytes, records, accepted_ms))
+            )
+            accepted_ms += 1  # rising, so that Spark reads the files in order of arrival
+        if not moves:
+            return
+        self.ledger.begin([file for _, file in moves])
+        (self.accepted / segment_name(segment)).mkdir(parents=True, exist_ok=True)
+        for path, file in moves:
+            # Fresh before the rename: Spark ignores a file 7 days older than the newest it saw, for ever.
+            os.utime(path, ns=(file.accepted_ms * 1_000_000,) * 2)
+            try:
+                os.rename(path, self.ledger.path_of(file))
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise PlatformError(
+                        f"{self.folder} and {self.accepted} are on different file systems, so no file can be moved "
+                        "in one step: put both under one INVOICE_PLATFORM_ROOT on one file system"
+                    ) from None
+                raise
+        self.ledger.finish()
+        result.admitted += [file for _, file in moves]
+
+
+def _why_left(entry: os.DirEntry[str]) -> tuple[str | None, os.stat_result]:
+    """Why a file stays in landing, judged without opening it, or None; and its state."""
+    seen = entry.stat(follow_symlinks=False)
+    name = entry.name
+    if stat.S_ISLNK(seen.st_mode):
+        return "a symbolic link is not followed: land the file itself", seen
+    if stat.S_ISDIR(seen.st_mode):
+        return "a folder: land the files in it", seen
+    if not stat.S_ISREG(seen.st_mode):
+        return "not a regular file", seen
+    if name.startswith(".") or name.lower().endswith(TEMPORARY_SUFFIXES):
+        return "a temporary name: rename it when it is complete", seen
+    if name.lower().endswith(UNREADABLE_SUFFIXES):
+        return "packed in a way that is not read: land it plain or as .gz", seen
+    if seen.st_size == 0:
+        return "empty", seen
+    if not os.access(entry.path, os.R_OK):
+        return "not readable: give this user read permission", seen
+    return None, seen
+
+
+def being_written(path: Path) -> bool:
+    """Whether some process has the file open for writing.
+
+    Linux grants a read lease only on a file that nobody has open for writing. Where leases do not work (another
+    system, a network file system, someone else's file) a file changed in the last `SETTLE_SECONDS` counts as being written.
+    """
+    import fcntl
+    import signal
+
+    with path.open("rb") as file:
+        try:
+            # Should a writer come while the lease is held, the signal it brings is one that is ignored by default.
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except (OSError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EAGAIN:
+                return True
+            changed = os.fstat(file.fileno())
+            return time.time() - max(changed.st_ctime, changed.st_mtime) < SETTLE_SECONDS
+    return False
+
+
+class _RecordCounter:
+    """Counts the lines that are not blank in a file fed chunk by chunk, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._ended = 0
+        self._filled = False  # the line that the last chunk broke off in
+
+    def feed(self, chunk: bytes) -> None:
+        first, *others = chunk.split(b"\n")
+        self._filled = self._filled or bool(first and not first.isspace())
+        for line in others:
+            self._ended += self._filled
+            self._filled = bool(line and not line.isspace())
+
+    @property
+    def records(self) -> int:
+        return self._ended + self._filled
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def read_landed(path: Path, landed_name: str) -> tuple[str, int]:
+    """Key of a landed file (32 hex digits, of its landed name and content) and its records (lines not blank).
+
+    A `.gz` is counted as Spark will read it: unpacked.
+    """
+    digest = hashlib.blake2b(os.fsencode(landed_name) + b"\0", digest_size=16)
+    counter = _RecordCounter()
+    packed = path.name.lower().endswith(".gz")
+    with path.open("rb") as file:
+        for chunk in _chunks(file):
+            digest.update(chunk)
+            if not packed:
+                counter.feed(chunk)
+    if packed:
+        with gzip.open(path, "rb") as unpacked:
+            for chunk in iter(lambda: unpacked.read(CHUNK_BYTES), b""):
+                counter.feed(chunk)
+    return digest.hexdigest(), counter.records
+
+
+def safe_name(name: str) -> str:
+    """`name` with everything that a path, a URL or Spark could trip over replaced by `_`."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", os.fsencode(name).decode("ascii", "replace"))[-150:]
+    return re.sub(r"(?i)\.gz$", ".gz", safe)  # Spark unpacks by this very ending
+
+
+def land(file: Path, folder: Path) -> Path:
+    """Copy a file into a landing folder so that it appears there in one step, whole; its new path.
+
+    Raises
+    ------
+    PlatformError
+        When the file cannot be read, or another of its name still waits there.
+    """
+    if not file.is_file():
+        raise PlatformError(f"{file}: no such file to land")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / file.name
+    partial = folder / f".{file.name[:100]}.{os.getpid()}.tmp"
+    try:
+        shutil.copyfile(file, partial)
+        os.link(partial, target)  # unlike a rename, refuses to replace a file that waits
+    except FileExistsError:
+        raise PlatformError(
+            f"{target} is still waiting to be admitted: run `invoice-platform run ingest_invoices`, or give the file another name"
+        ) from None
+    except OSError as error:
+        raise PlatformError(f"{file} could not be landed in {folder}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

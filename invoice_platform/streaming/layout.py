@@ -1,0 +1,111 @@
+"""Where things are: every folder under the platform's root, by name, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from invoice_platform.errors import PlatformError
+
+ROOT_VARIABLE = "INVOICE_PLATFORM_ROOT"
+
+
+def default_root() -> str:
+    """The root when nothing is set: `data/` of the project, or of the working folder when installed without it."""
+    project = Path(__file__).resolve().parents[2]
+    return str((project if (project / "pyproject.toml").is_file() else Path.cwd()) / "data")
+
+
+def root_from_environment() -> str:
+    """`INVOICE_PLATFORM_ROOT`, or the default root."""
+    return os.environ.get(ROOT_VARIABLE) or default_root()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders under one root.
+
+    Parameters
+    ----------
+    root : pathlib.Path
+        An absolute local folder; it need not be there yet.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: str | Path | None = None) -> Layout:
+        """The layout at `root`, or where the environment says.
+
+        Raises
+        ------
+        PlatformError
+            When the root is a URL: only local folders work so far.
+        """
+        text = str(root or root_from_environment())
+        if "://" in text:
+            raise PlatformError(f"{ROOT_VARIABLE}={text}: only a local folder works so far; give a path")
+        return cls(Path(text).expanduser().resolve())
+
+    def landing(self, inbox: str) -> Path:
+        """Where producers drop files of this kind."""
+        return self.root / "landing" / inbox
+
+    def accepted(self, stream: str) -> Path:
+        """The archive of what a stream was given: `<segment>/<file>` and the ledger."""
+        return self.root / "accepted" / stream
+
+    @property
+    def lakehouse(self) -> Path:
+        return self.root / "lakehouse"
+
+    def table(self, name: str) -> Path:
+        """A Delta table's folder."""
+        return self.lakehouse / name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, stream: str, segment: int) -> Path:
+        """One checkpoint of a stream."""
+        return self.checkpoints / stream / segment_name(segment)
+
+    @property
+    def rebuild_note(self) -> Path:
+        """Left by a rebuild that was interrupted."""
+        return self.checkpoints / "rebuild.json"
+
+    @property
+    def checked(self) -> Path:
+        """Up to when the checks have looked at rows."""
+        return self.checkpoints / "checked.json"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.root / "dagster"
+
+    @property
+    def metastore(self) -> Path:
+        """The warm server's Hive metastore (embedded Derby)."""
+        return self.root / "metastore"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def spark_log(self) -> Path:
+        """Spark's own log, stack traces and all."""
+        return self.logs / "spark.log"
+
+    @property
+    def server_file(self) -> Path:
+        """Who serves this root, readable by its owner only: it holds the token."""
+        return self.root / "spark-connect.json"
+
+
+def segment_name(segment: int) -> str:
+    """The folder name of a segment: six digits, so that names sort as numbers do."""
+    return f"{segment:06d}"

@@ -1,0 +1,229 @@
+"""The ledger of what a stream was ever given: one SQLite file at `accepted/<stream>/ledger.sqlite`.
+
+One row per accepted file, one per segment. It answers by key whether a delivery was seen before, says which
+segment is open, which files the stream has not yet worked through, and how many records were landed in all, each
+at a cost that does not grow with the archive. A move is written down before it is made (`moving`) and
+afterwards (`accepted`), so that a crash between the two is mended from the folder at the next start.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from invoice_platform.streaming.layout import segment_name
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS segments (
+    number INTEGER PRIMARY KEY,
+    closed INTEGER NOT NULL DEFAULT 0,
+    drained_through INTEGER NOT NULL DEFAULT 0  -- the stream has committed every file up to this id
+);
+CREATE TABLE IF NOT EXISTS files (
+    id INTEGER PRIMARY KEY,  -- order of arrival
+    key TEXT NOT NULL UNIQUE,  -- of landed name and content
+    name TEXT NOT NULL,  -- in the segment's folder
+    landed_name TEXT NOT NULL,
+    segment INTEGER NOT NULL REFERENCES segments (number),
+    bytes INTEGER NOT NULL,
+    records INTEGER NOT NULL,
+    accepted_ms INTEGER NOT NULL,  -- its modification time: strictly rising in order of arrival
+    state TEXT NOT NULL DEFAULT 'moving' CHECK (state IN ('moving', 'accepted'))
+);
+CREATE INDEX IF NOT EXISTS files_by_segment ON files (segment, id);
+CREATE INDEX IF NOT EXISTS files_moving ON files (state) WHERE state = 'moving';
+"""
+
+
+@dataclass(frozen=True)
+class AcceptedFile:
+    """One accepted file, as the ledger has it."""
+
+    key: str
+    name: str
+    landed_name: str
+    segment: int
+    bytes: int
+    records: int
+    accepted_ms: int
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What a stream has not yet worked through in one segment."""
+
+    segment: int
+    closed: bool
+    through: int
+    """Id of the last file counted here; to be handed to `Ledger.drained`."""
+    files: int
+    bytes: int
+    records: int
+
+
+class Ledger:
+    """The ledger in `folder` (`accepted/<stream>`); opened for each call, so that nothing is held between runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "ledger.sqlite"
+
+    @contextmanager
+    def _open(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh = not self.path.exists()
+            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+                connection.executescript(SCHEMA)
+                connection.execute("BEGIN IMMEDIATE")
+                if fresh:
+                    self._adopt(connection)
+                yield connection
+                connection.execute("COMMIT")
+        elif self.path.exists():
+            with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+                yield connection
+        else:  # nothing was ever accepted
+            with closing(sqlite3.connect(":memory:")) as connection:
+                connection.executescript(SCHEMA)
+                yield connection
+
+    def _adopt(self, connection: sqlite3.Connection) -> None:
+        """Fill a new ledger from the folders, should it have been lost: names carry the keys."""
+        from invoice_platform.streaming.landing import read_landed
+
+        for folder in sorted(p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit()):
+            connection.execute("INSERT INTO segments (number) VALUES (?)", (int(folder.name),))
+            for file in sorted(folder.iterdir(), key=lambda p: (p.stat().st_mtime_ns, p.name)):
+                key, _, landed_name = file.name.partition("-")
+                seen = file.stat()
+                connection.execute(
+                    "INSERT INTO files (key, name, landed_name, segment, bytes, records, accepted_ms, state) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, 'accepted')",
+                    (
+                        key,
+                        file.name,
+                        landed_name,
+                        int(folder.name),
+                        seen.st_size,
+                        read_landed(file, landed_name)[1],
+                        seen.st_mtime_ns // 1_000_000,
+                    ),
+                )
+
+    def path_of(self, file: AcceptedFile) -> Path:
+        return self.folder / segment_name(file.segment) / file.name
+
+    def recover(self) -> int:
+        """Finish or forget the moves that a crash left half done; how many there were.
+
+        A file that is in its segment was moved; one that is not is still in landing and is admitted anew.
+        """
+        with self._open() as connection:
+            moving = connection.execute("SELECT id, segment, name FROM files WHERE state = 'moving'").fetchall()
+        if moving:
+            there = {row[0]: (self.folder / segment_name(row[1]) / row[2]).exists() for row in moving}
+            with self._open(write=True) as connection:
+                for file_id, moved in there.items():
+                    if moved:
+                        connection.execute("UPDATE files SET state = 'accepted' WHERE id = ?", (file_id,))
+                    else:
+                        connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
+        return len(moving)
+
+    def seen(self, keys: Iterable[str]) -> set[str]:
+        """Which of `keys` were accepted before, whenever that was."""
+        wanted = list(keys)
+        found: set[str] = set()
+        with self._open() as connection:
+            for start in range(0, len(wanted), 500):
+                some = wanted[start : start + 500]
+                marks = ",".join("?" * len(some))
+                found.update(row[0] for row in connection.execute(f"SELECT key FROM files WHERE key IN ({marks})", some))
+        return found
+
+    def last_accepted_ms(self) -> int:
+        """The newest modification time given to an accepted file; 0 when there is none."""
+        with self._open() as connection:
+            row = connection.execute("SELECT accepted_ms FROM files ORDER BY id DESC LIMIT 1").fetchone()
+        return row[0] if row else 0
+
+    def open_segment(self, capacity: int | None) -> int:
+        """The segment that takes the next files; a new one is opened when the last is closed or holds `capacity`."""
+        with self._open(write=True) as connection:
+            row = connection.execute("SELECT number, closed FROM segments ORDER BY number DESC LIMIT 1").fetchone()
+            number, closed = row or (0, 1)
+            if not closed and capacity is not None:
+                (count,) = connection.execute("SELECT count(*) FROM files WHERE segment = ?", (number,)).fetchone()
+                closed = count >= capacity
+            if closed:
+                connection.execute("UPDATE segments SET closed = 1 WHERE number = ?", (number,))
+                number += 1
+                connection.execute("INSERT INTO segments (number) VALUES (?)", (number,))
+        return number
+
+    def begin(self, files: list[AcceptedFile]) -> None:
+        """Write down the moves that are about to be made."""
+        with self._open(write=True) as connection:
+            connection.executemany(
+                "INSERT INTO files (key, name, landed_name, segment, bytes, records, accepted_ms) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(f.key, f.name, f.landed_name, f.segment, f.bytes, f.records, f.accepted_ms) for f in files],
+            )
+
+    def finish(self) -> None:
+        """Write down that all moves begun were made."""
+        with self._open(write=True) as connection:
+            connection.execute("UPDATE files SET state = 'accepted' WHERE state = 'moving'")
+
+    def segments(self) -> list[int]:
+        """Every segment's number, oldest first."""
+        with self._open() as connection:
+            return [row[0] for row in connection.execute("SELECT number FROM segments ORDER BY number")]
+
+    def is_closed(self, segment: int) -> bool:
+        with self._open() as connection:
+            row = connection.execute("SELECT closed FROM segments WHERE number = ?", (segment,)).fetchone()
+        return bool(row and row[0])
+
+    def pending(self) -> list[Pending]:
+        """The segments that hold files the stream has not yet worked through, oldest first."""
+        with self._open() as connection:
+            rows = connection.execute(
+                "SELECT s.number, s.closed, max(f.id), count(*), sum(f.bytes), sum(f.records) FROM segments s "
+                "JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND f.state = 'accepted' "
+                "GROUP BY s.number ORDER BY s.number"
+            ).fetchall()
+        return [Pending(n, bool(closed), through, files, size, records) for n, closed, through, files, size, records in rows]
+
+    def drained(self, segment: int, through: int) -> None:
+        """Write down that the stream has committed every file of `segment` up to the id `through`."""
+        with self._open(write=True) as connection:
+            connection.execute(
+                "UPDATE segments SET drained_through = max(drained_through, ?) WHERE number = ?", (through, segment)
+            )
+
+    def close_all(self) -> int:
+        """Close the open segment, so that the next file opens a new one; the id of the last file accepted so far."""
+        with self._open(write=True) as connection:
+            connection.execute("UPDATE segments SET closed = 1")
+            (through,) = connection.execute("SELECT coalesce(max(id), 0) FROM files").fetchone()
+        return through
+
+    def all_drained(self, through: int) -> None:
+        """Write down that every file up to the id `through` is in the stream's table, whatever its segment."""
+        with self._open(write=True) as connection:
+            connection.execute("UPDATE segments SET drained_through = max(drained_through, ?)", (through,))
+
+    def totals(self) -> dict[str, int]:
+        """`files`, `bytes` and `records` that were ever accepted, and the `records` among them worked through."""
+        with self._open() as connection:
+            files, size, records, drained = connection.execute(
+                "SELECT count(*), coalesce(sum(f.bytes), 0), coalesce(sum(f.records), 0), "
+                "coalesce(sum(CASE WHEN f.id <= s.drained_through THEN f.records END), 0) "
+                "FROM files f JOIN segments s ON s.number = f.segment WHERE f.state = 'accepted'"
+            ).fetchone()
+        return {"files": files, "bytes": size, "records": records, "records_drained": drained}

@@ -1,0 +1,238 @@
+"""Spark sessions: embedded in this process, or a client of the warm Spark Connect server; settings for small, frequent runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from invoice_platform.errors import PlatformError, first_line
+from invoice_platform.jars import jar_paths, require_java
+from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
+from invoice_platform.streaming.state import read_state, write_state
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+CONF_VARIABLE = "INVOICE_PLATFORM_SPARK_CONF"
+REMOTE_VARIABLE = "SPARK_REMOTE"
+TOKEN_VARIABLE = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
+ROOT_SETTING = "spark.invoicePlatform.root"
+CONNECT_SECONDS = 3.0
+
+
+def spark_settings(layout: Layout) -> dict[str, str]:
+    """Settings of every JVM that the platform starts; `extra_settings` can replace each.
+
+    The defaults of Spark and Delta are made for large clusters; what differs was measured on runs of a few files.
+    """
+    log4j = resources.files("invoice_platform") / "log4j2.properties"
+    return {
+        "spark.jars": ",".join(str(path) for path in jar_paths()),
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.driver.memory": "2g",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.extraJavaOptions": (
+            f"-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()} -Dinvoice_platform.log={layout.spark_log} "
+            f"-Dderby.system.home={layout.metastore} -Duser.timezone=UTC"
+        ),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.warehouse.dir": str(layout.lakehouse),
+        # A Delta log of a few hundred files needs one task, not 50, to be read.
+        "spark.databricks.delta.snapshotPartitions": "1",
+        "spark.sql.shuffle.partitions": str(min(os.cpu_count() or 2, 8)),
+        # Default 10,000: over 32 files are listed in a job of as many tasks at each micro-batch.
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+        # Default 4 MiB: 10,000 small files become 313 tasks and 313 output files.
+        "spark.sql.files.openCostInBytes": str(64 * 1024),
+        "spark.sql.streaming.stopTimeout": "10s",
+        "spark.sql.streaming.metricsEnabled": "false",
+        ROOT_SETTING: str(layout.root),
+    }
+
+
+def extra_settings() -> dict[str, str]:
+    """`spark.*` settings from `INVOICE_PLATFORM_SPARK_CONF`, written `name=value` and parted by blanks.
+
+    Raises
+    ------
+    PlatformError
+        For a word that is not `spark.<name>=<value>`.
+    """
+    settings: dict[str, str] = {}
+    for word in shlex.split(os.environ.get(CONF_VARIABLE, "")):
+        name, equals, value = word.partition("=")
+        if not equals or not name.startswith("spark."):
+            raise PlatformError(f"{CONF_VARIABLE}: {word!r} is not spark.<name>=<value>; part settings by blanks")
+        settings[name] = value
+    return settings
+
+
+@dataclass(frozen=True)
+class WarmServer:
+    """The warm Spark Connect server of a root, as `invoice-platform serve` wrote it down."""
+
+    pid: int
+    port: int
+    token: str
+    started_at: str
+
+    @property
+    def url(self) -> str:
+        # By name: for an address and a token the client insists on TLS.
+        return f"sc://localhost:{self.port}"
+
+    def write(self, layout: Layout) -> None:
+        """Write it down, readable by this user only."""
+        write_state(layout.server_file, asdict(self), mode=0o600)
+
+    @classmethod
+    def of(cls, layout: Layout) -> WarmServer | None:
+        """The server that is up for this root, or None. What a dead server left is passed over."""
+        try:
+            server = cls(**read_state(layout.server_file))
+        except (ValueError, TypeError):
+            return None
+        import psutil
+
+        return server if psutil.pid_exists(server.pid) and _answers("localhost", server.port) else None
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def open_session(
+    layout: Layout, *, remote: str | None = None, master: str | None = None, conf: Mapping[str, str] | None = None
+) -> tuple[SparkSession, bool]:
+    """A session, and whether the caller owns it (and has to stop it).
+
+    Tried in this order: `remote` or `SPARK_REMOTE`; a session that this process has already, which stays its owner's;
+    the warm server of this root, when one is up; a new embedded session.
+
+    Parameters
+    ----------
+    remote : str
+        `sc://host:port` of a Spark Connect server.
+    master : str
+        Spark master of an embedded session, `local[*]` by default.
+    conf : mapping of str to str
+        `spark.*` settings that win over the platform's and over `INVOICE_PLATFORM_SPARK_CONF`.
+
+    Raises
+    ------
+    PlatformError
+        When the server does not answer, serves another root or speaks another version; when Java or a jar is
+        missing; when a setting cannot be set.
+    """
+    conf = dict(conf or {})
+    for name in conf:
+        if not name.startswith("spark."):
+            raise PlatformError(f"conf: {name!r} is not a Spark setting; names begin with 'spark.'")
+    remote = remote or os.environ.get(REMOTE_VARIABLE)
+    if remote is None:
+        from pyspark.sql import SparkSession
+
+        if (active := SparkSession.getActiveSession()) is not None:
+            return _set(active, conf), False
+        if (server := WarmServer.of(layout)) is not None:
+            os.environ.setdefault(TOKEN_VARIABLE, server.token)
+            remote = server.url
+    if remote is not None:
+        return _connect(layout, remote, extra_settings() | conf), True
+    return _embed(layout, master or "local[*]", extra_settings() | conf), True
+
+
+def _set(session: SparkSession, conf: Mapping[str, str]) -> SparkSession:
+    for name, value in conf.items():
+        try:
+            session.conf.set(name, value)
+        except Exception as error:
+            raise PlatformError(
+                f"{name} cannot be changed in a Spark that is up ({first_line(error)}): set it in {CONF_VARIABLE} "
+                "and start Spark anew (`make up` or `invoice-platform serve`)"
+            ) from None
+    return session
+
+
+def _connect(layout: Layout, remote: str, conf: Mapping[str, str]) -> SparkSession:
+    address = urlsplit(remote)
+    host, port = address.hostname, address.port or 15002
+    if address.scheme != "sc" or host is None:
+        raise PlatformError(f"{REMOTE_VARIABLE}={remote}: give sc://host:port")
+    if not _answers(host, port):  # the client itself would go on trying for minutes
+        raise PlatformError(
+            f"{REMOTE_VARIABLE}={remote}: no Spark answers there; start one (`make up` or `invoice-platform serve`) "
+            f"or unset {REMOTE_VARIABLE} to use an embedded Spark"
+        )
+    import pyspark
+    from pyspark.sql import SparkSession
+
+    try:
+        session = SparkSession.builder.remote(remote).getOrCreate()
+        version, root = session.version, session.conf.get(ROOT_SETTING, "")
+    except Exception as error:
+        raise PlatformError(
+            f"{REMOTE_VARIABLE}={remote}: the Spark there refused ({first_line(error)}); check {TOKEN_VARIABLE}, or start "
+            "Spark anew (`make up` or `invoice-platform serve`)"
+        ) from None
+    if version != pyspark.__version__:
+        session.stop()
+        raise PlatformError(
+            f"{REMOTE_VARIABLE}={remote}: a stale server, Spark {version} where this platform is {pyspark.__version__}; "
+            "end it and start it anew (`make up` or `invoice-platform serve`)"
+        )
+    if root and root != str(layout.root):
+        session.stop()
+        raise PlatformError(
+            f"{REMOTE_VARIABLE}={remote}: that Spark serves {root}, not {layout.root}; end it, or set {ROOT_VARIABLE} alike"
+        )
+    return _set(session, conf)
+
+
+def _embed(layout: Layout, master: str, conf: Mapping[str, str]) -> SparkSession:
+    require_java()
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.master(master).appName("invoice_platform")
+    for name, value in (spark_settings(layout) | dict(conf)).items():
+        builder = builder.config(name, value)
+    try:
+        with _sigint_kept():
+            return builder.getOrCreate()
+    except Exception as error:
+        raise PlatformError(
+            f"an embedded Spark could not start with master={master!r} ({first_line(error)}): see {layout.spark_log} and "
+            f"the settings in {CONF_VARIABLE}"
+        ) from None
+
+
+@contextmanager
+def _sigint_kept() -> Iterator[None]:
+    """Give SIGINT back to whom it belonged (Dagster's cancellation): PySpark takes it when a session starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can have handlers, so PySpark sets none either
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

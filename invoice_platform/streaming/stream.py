@@ -1,0 +1,406 @@
+"""A stream: source, transform, sink and checkpoint, declared as data; how it is run and what it tells of a run.
+
+Grain: one run of one or more streams. Checkpoint: `checkpoints/<stream>/<segment>`. Replay: a run that ends anywhere
+is followed by one that goes on from the last committed micro-batch; the Delta sink drops what it already has.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from invoice_platform.errors import PlatformError, StreamFailed
+from invoice_platform.streaming.landing import Admission
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.lock import stream_lock
+from invoice_platform.streaming.sinks import DeltaSink
+from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg
+from invoice_platform.streaming.state import read_state
+from invoice_platform.streaming.tables import Table, TableFacts, facts
+from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming import StreamingQuery
+
+MAX_FILES_PER_TRIGGER = 1_000
+POLL_SECONDS = 0.1
+COLLECT_SECONDS = 1.0
+ADMIT_SECONDS = 0.5
+REPORT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Source → transform → sink, with a checkpoint of its own; declared once, run in every way."""
+
+    name: str
+    source: LandedFiles | DeltaTable
+    transform: Callable[[DataFrame], DataFrame]
+    """Pure: the same function makes a micro-batch and the batch twin."""
+    sink: DeltaSink
+
+    @property
+    def table(self) -> Table:
+        return self.sink.table
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a stream is run: the same three settings on every stream.
+
+    Raises
+    ------
+    PlatformError
+        When a number is not positive.
+    """
+
+    trigger: Trigger = Trigger(AVAILABLE_NOW)
+    max_files_per_trigger: int = MAX_FILES_PER_TRIGGER
+    run_for_seconds: float | None = None
+    """When a continuous run ends; None: when it is cancelled."""
+
+    def __post_init__(self) -> None:
+        if self.max_files_per_trigger < 1:
+            raise PlatformError(
+                f"max_files_per_trigger={self.max_files_per_trigger}: give a number of files from 1 up "
+                f"(default {MAX_FILES_PER_TRIGGER})"
+            )
+        if self.run_for_seconds is not None and self.run_for_seconds <= 0:
+            raise PlatformError(f"run_for_seconds={self.run_for_seconds}: give a time over 0, or leave it out")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One committed micro-batch, as Spark reported it."""
+
+    number: int
+    segment: int
+    rows: int
+    start_offset: Any
+    end_offset: Any
+    milliseconds: dict[str, int]
+    """By Spark's phase: latestOffset, queryPlanning, getBatch, walCommit, addBatch, commitOffsets, triggerExecution."""
+
+
+@dataclass
+class RunSummary:
+    """What one run of a stream did, or what it did since its last report."""
+
+    stream: str
+    table: str
+    trigger: str
+    started_at: datetime
+    before: TableFacts | None
+    after: TableFacts | None = None
+    admission: Admission | None = None
+    batches: list[MicroBatch] = field(default_factory=list)
+    files: int = 0
+    """Landed files worked through."""
+    bytes: int = 0
+    seconds: float = 0.0
+    session_seconds: float = 0.0
+    """Until the Spark session was there; next to nothing in one that is warm."""
+
+    @property
+    def rows_added(self) -> int:
+        return (self.after.rows if self.after else 0) - (self.before.rows if self.before else 0)
+
+    @property
+    def rows_read(self) -> int:
+        return sum(b.rows for b in self.batches)
+
+    @property
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Seconds of admission, of opening the session, and of each phase that Spark reports, over all micro-batches."""
+        phases = {"admission": self.admission.seconds if self.admission else 0.0, "session": self.session_seconds}
+        for batch in self.batches:
+            for phase, milliseconds in batch.milliseconds.items():
+                if phase != "triggerExecution":  # the sum of the others
+                    phases[phase] = phases.get(phase, 0.0) + milliseconds / 1000
+        return phases
+
+
+OnBatch = Callable[[str, MicroBatch], None]
+OnReport = Callable[[RunSummary], None]
+OpenSession = Callable[[], "SparkSession"]
+
+
+class _StreamRun:
+    """One stream in one run: its query, and what it has done so far."""
+
+    def __init__(self, stream: Stream, layout: Layout, settings: RunSettings, spark: OpenSession, on_batch: OnBatch) -> None:
+        self.stream = stream
+        self.layout = layout
+        self.settings = settings
+        self._open_session = spark
+        self._on_batch = on_batch
+        self._query: StreamingQuery | None = None
+        self._leg: Leg | None = None
+        self._last_batch = -1
+        self._collected = 0.0
+        self._started = time.monotonic()
+        self.summary = self._new_summary(facts(layout.table(stream.table.name)))
+
+    def _new_summary(self, before: TableFacts | None) -> RunSummary:
+        started_at = datetime.now(timezone.utc)
+        return RunSummary(self.stream.name, self.stream.table.name, self.settings.trigger.text, started_at, before)
+
+    def _spark(self) -> SparkSession:
+        started = time.monotonic()
+        session = self._open_session()
+        self.summary.session_seconds += time.monotonic() - started
+        return session
+
+    def report(self) -> RunSummary:
+        """What was done since the last report."""
+        done, now = self.summary, time.monotonic()
+        done.after = facts(self.layout.table(self.stream.table.name))
+        done.seconds, self._started = now - self._started, now
+        self.summary = self._new_summary(done.after)
+        return done
+
+    def admit(self) -> Admission | None:
+        """Move what has landed into the archive, if this stream reads landed files."""
+        if not isinstance(self.stream.source, LandedFiles):
+            return None
+        admission = self.stream.source.landing(self.layout, self.stream.name).admit()
+        if self.summary.admission is None:
+            self.summary.admission = admission
+        else:
+            self.summary.admission.add(admission)
+        return admission
+
+    def _start(self, leg: Leg, trigger: Trigger) -> StreamingQuery:
+        spark, stream = self._spark(), self.stream
+        lines = stream.source.read_stream(spark, self.layout, stream.name, leg, self.settings.max_files_per_trigger)
+        self._leg, self._last_batch, self._collected = leg, -1, 0.0
+        checkpoint = self.layout.checkpoint(stream.name, leg.segment)
+        self._query = stream.sink.start(stream.transform(lines), checkpoint, trigger, stream.name)
+        return self._query
+
+    def drain(self, *, count_files: bool = True) -> None:
+        """Work through all that is pending, leg by leg, and stop."""
+        legs = self.stream.source.pending(self.layout, self.stream.name)
+        if legs or self.summary.before is None:
+            with self._told_apart():
+                self.stream.table.declare(self._spark(), self.layout)
+        for leg in legs:
+            try:
+                with self._told_apart():
+                    query = self._start(leg, Trigger(AVAILABLE_NOW))
+                while self.poll():
+                    time.sleep(POLL_SECONDS)
+                if error := query.exception():
+                    raise StreamFailed(self.stream.name, error, str(self.layout.spark_log)) from None
+            finally:
+                self.stop()
+            self.stream.source.drained(self.layout, self.stream.name, leg)
+            if count_files:
+                self.summary.files += leg.files
+                self.summary.bytes += leg.bytes
+
+    def begin(self, *, count_files: bool = True) -> None:
+        """Catch up, then start the query that stays."""
+        self.drain(count_files=count_files)
+        with self._told_apart():
+            self.stream.table.declare(self._spark(), self.layout)
+            self._start(self.stream.source.current(self.layout, self.stream.name), self.settings.trigger)
+
+    def keep_up(self) -> None:
+        """Admit what has landed; when that opened a new segment, finish the old one and go on in the new one."""
+        admission = self.admit()
+        if admission is None or not admission.admitted:
+            return
+        self.summary.files += admission.files
+        self.summary.bytes += admission.bytes
+        if self._leg is None or admission.admitted[-1].segment != self._leg.segment:
+            self.stop()
+            self.begin(count_files=False)
+
+    def poll(self, *, must_be_active: bool = False) -> bool:
+        """Collect the progress of the query; whether it is still active.
+
+        Raises
+        ------
+        StreamFailed
+            When a query that should stay has ended.
+        """
+        query = self._query
+        if query is None:
+            return False
+        with self._told_apart():
+            active = query.isActive
+            if not active or time.monotonic() - self._collected >= COLLECT_SECONDS:
+                self._collect(query)
+            if must_be_active and not active:
+                error = query.exception() or RuntimeError("the query was stopped from outside")
+                raise StreamFailed(self.stream.name, error, str(self.layout.spark_log))
+        return active
+
+    def _collect(self, query: StreamingQuery) -> None:
+        """Take over the micro-batches that Spark has reported since the last call."""
+        self._collected = time.monotonic()
+        for progress in query.recentProgress:  # a bounded buffer: read at least every COLLECT_SECONDS
+            # A trigger that found nothing is reported too, without having added a batch.
+            if progress["batchId"] <= self._last_batch or "addBatch" not in progress["durationMs"]:
+                continue
+            self._last_batch = progress["batchId"]
+            source = progress["sources"][0]
+            assert self._leg is not None
+            batch = MicroBatch(
+                number=progress["batchId"],
+                segment=self._leg.segment,
+                rows=progress["numInputRows"],
+                start_offset=_offset(source["startOffset"]),
+                end_offset=_offset(source["endOffset"]),
+                milliseconds=dict(progress["durationMs"]),
+            )
+            self.summary.batches.append(batch)
+            self._on_batch(self.stream.name, batch)
+
+    def stop(self) -> None:
+        """End the query, whatever happens, and take over what it still has to tell."""
+        query, self._query = self._query, None
+        if query is None:
+            return
+        try:
+            if query.isActive:
+                query.stop()
+        finally:
+            self._collect(query)
+
+    @contextmanager
+    def _told_apart(self) -> Iterator[None]:
+        """Turn what Spark raises into one line that names the stream."""
+        from py4j.protocol import Py4JError
+        from pyspark.errors import PySparkException
+
+        try:
+            yield
+        except (PySparkException, Py4JError) as error:
+            raise StreamFailed(self.stream.name, error, str(self.layout.spark_log)) from error
+
+
+def _offset(text: Any) -> Any:
+    """A source offset as Spark reports it (JSON in text, or the word null)."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def run_streams(
+    streams: Sequence[Stream],
+    spark: OpenSession,
+    layout: Layout,
+    settings: RunSettings,
+    *,
+    run: str,
+    on_batch: OnBatch = lambda stream, batch: None,
+    on_report: OnReport = lambda summary: None,
+    report_seconds: float = REPORT_SECONDS,
+) -> list[RunSummary]:
+    """Run streams, in the order in which each feeds the next, until all that is new is done or until told to end.
+
+    Parameters
+    ----------
+    spark : callable
+        Opens the session, which stays its owner's. Called when first needed: a run with nothing new needs none.
+    run : str
+        What another process is told of who holds the checkpoints.
+    on_batch : callable
+        Called with the stream's name and each committed micro-batch.
+    on_report : callable
+        Called in a continuous run, at most every `report_seconds`, with what a stream did since its last report.
+
+    Returns
+    -------
+    list of RunSummary
+        One per stream: all of an `available_now` run; of a continuous one, what came after the last report.
+
+    Raises
+    ------
+    StreamLocked
+        When another run holds one of the checkpoints.
+    StreamFailed
+        When a query ended with an error.
+
+    Notes
+    -----
+    Every query is stopped before this returns or raises. A continuous run that reaches `run_for_seconds` works
+    through what it has admitted; one that is cancelled stops at once, and the next run goes on.
+    """
+    with ExitStack() as held:
+        for stream in streams:
+            held.enter_context(stream_lock(layout, stream.name, run))
+            _refuse_half_rebuilt(stream, layout)
+        runs = [_StreamRun(stream, layout, settings, spark, on_batch) for stream in streams]
+        if settings.trigger.continuous:
+            _run_until_told(runs, settings, on_report, report_seconds)
+        else:
+            for one in runs:
+                one.admit()
+                one.drain()
+        return [one.report() for one in runs]
+
+
+def _refuse_half_rebuilt(stream: Stream, layout: Layout) -> None:
+    """Stop a stream whose tables an interrupted rebuild may have left half old, half new."""
+    if stream.name in read_state(layout.rebuild_note).get("streams", ()):
+        raise PlatformError(
+            f"stream {stream.name!r}: a rebuild was interrupted ({layout.rebuild_note}): run the rebuild again to finish it"
+        )
+
+
+def _run_until_told(runs: list[_StreamRun], settings: RunSettings, on_report: OnReport, report_seconds: float) -> None:
+    now = time.monotonic()
+    deadline = now + settings.run_for_seconds if settings.run_for_seconds is not None else float("inf")
+    admit_at, report_at = now, now + report_seconds
+    try:
+        for one in runs:
+            one.admit()
+            one.begin()
+        while (now := time.monotonic()) < deadline:
+            for one in runs:
+                one.poll(must_be_active=True)
+            if now >= admit_at:
+                for one in runs:
+                    one.keep_up()
+                admit_at = now + ADMIT_SECONDS
+            if now >= report_at:
+                for one in runs:
+                    on_report(one.report())
+                report_at = now + report_seconds
+            time.sleep(POLL_SECONDS)
+        for one in runs:
+            one.stop()
+            one.drain(count_files=False)
+    finally:
+        for one in reversed(runs):
+            one.stop()
+
+
+def run_stream(stream: Stream, spark: OpenSession, layout: Layout, settings: RunSettings, **options: Any) -> RunSummary:
+    """`run_streams` for one stream."""
+    return run_streams([stream], spark, layout, settings, **options)[0]
+
+
+def run_batch(stream: Stream, spark: OpenSession, layout: Layout) -> RunSummary:
+    """The batch twin: read all that the source has, transform it, replace the table's rows in one commit.
+
+    The caller holds the stream's lock and says what becomes of its checkpoint (see `rebuild`).
+    """
+    started = time.monotonic()
+    before = facts(layout.table(stream.table.name))
+    summary = RunSummary(stream.name, stream.table.name, "batch", datetime.now(timezone.utc), before)
+    session = spark()
+    stream.table.declare(session, layout)
+    stream.sink.overwrite(stream.transform(stream.source.read_batch(session, layout, stream.name)))
+    summary.after = facts(layout.table(stream.table.name))
+    return replace(summary, seconds=time.monotonic() - started)

@@ -1,0 +1,158 @@
+"""Delta tables: declared as data, made by SQL, and their facts read from the Delta log without Spark."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoice_platform.streaming.layout import Layout
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from pyspark.sql import SparkSession
+
+PREVIEW_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table or of a landed record."""
+
+    name: str
+    type: str
+    """Spark SQL type, e.g. `decimal(18,2)`."""
+    comment: str
+    required: bool = False
+    """In a landed record: a record without it is quarantined. In a table: NOT NULL."""
+
+    @property
+    def ddl(self) -> str:
+        return f"`{self.name}` {self.type}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Delta table at `lakehouse/<name>`, known by the same name in the catalog."""
+
+    name: str
+    columns: tuple[Column, ...]
+    comment: str
+    properties: dict[str, str] = field(default_factory=dict)
+    """Delta table properties, e.g. which columns get statistics."""
+
+    def declare(self, spark: SparkSession, layout: Layout) -> None:
+        """Make the table if it is not there, and make it known by name in this session's catalog."""
+        columns = ", ".join(
+            f"{c.ddl}{' NOT NULL' if c.required else ''} COMMENT {_quoted(c.comment)}" for c in self.columns
+        )
+        properties = "".join(f", {_quoted(k)} = {_quoted(v)}" for k, v in self.properties.items())
+        spark.sql(
+            f"CREATE TABLE IF NOT EXISTS `{self.name}` ({columns}) USING delta "
+            f"LOCATION {_quoted(str(layout.table(self.name)))} COMMENT {_quoted(self.comment)} "
+            f"TBLPROPERTIES ('invoice_platform.declared' = 'true'{properties})"
+        )
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What the Delta log says of one version of a table."""
+
+    version: int
+    rows: int
+    files: int
+    bytes: int
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def tables_on_disk(layout: Layout) -> list[str]:
+    """Names of all Delta tables under the root's `lakehouse/`, sorted."""
+    if not layout.lakehouse.is_dir():
+        return []
+    return sorted(folder.name for folder in layout.lakehouse.iterdir() if (folder / "_delta_log").is_dir())
+
+
+def declare_existing(spark: SparkSession, layout: Layout) -> list[str]:
+    """Make every table under the root known by name in this session's catalog; their names.
+
+    A name that the catalog knows from another place (the root was moved) is pointed here; no data is touched.
+    """
+    known = {table.name for table in spark.catalog.listTables()}
+    names = tables_on_disk(layout)
+    for name in names:
+        location = layout.table(name)
+        if name in known:
+            details = spark.sql(f"DESCRIBE EXTENDED `{name}`").where("col_name = 'Location'").collect()
+            if details and details[0]["data_type"].removeprefix("file:").rstrip("/") == str(location):
+                continue
+            spark.sql(f"DROP TABLE `{name}`")  # external: only the catalog's entry goes
+        spark.sql(f"CREATE TABLE IF NOT EXISTS `{name}` USING delta LOCATION {_quoted(str(location))}")
+    return names
+
+
+def open_delta(path: Path) -> DeltaTable | None:
+    """The table at `path` through delta-rs, or None where there is none yet."""
+    if not (path / "_delta_log").is_dir():
+        return None
+    from deltalake import DeltaTable
+
+    return DeltaTable(str(path)) if DeltaTable.is_deltatable(str(path)) else None
+
+
+def facts(path: Path) -> TableFacts | None:
+    """Version, rows, files and bytes of the Delta table at `path`; None where there is none."""
+    table = open_delta(path)
+    if table is None:
+        return None
+    actions = add_actions(table)
+    return TableFacts(
+        version=table.version(),
+        rows=sum(actions["num_records"]),
+        files=len(actions["size_bytes"]),
+        bytes=sum(actions["size_bytes"]),
+    )
+
+
+def add_actions(table: DeltaTable) -> dict[str, list[Any]]:
+    """The live files of a table with their statistics, column by column (`num_records`, `null_count.<column>`, …)."""
+    import pyarrow as pa
+
+    return pa.table(table.get_add_actions(flatten=True)).to_pydict()
+
+
+def null_count(path: Path, column: str) -> int:
+    """How many rows of the table at `path` have no `column`, from the Delta log's statistics; 0 without a table."""
+    table = open_delta(path)
+    return sum(add_actions(table).get(f"null_count.{column}", [])) if table is not None else 0
+
+
+def preview(path: Path, rows: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
+    """A few rows of the Delta table at `path`, in no particular order."""
+    table = open_delta(path)
+    if table is None:
+        return []
+    import pyarrow as pa
+    from deltalake import QueryBuilder
+
+    # DataFusion inside delta-rs stops at the limit; to_pyarrow_dataset().head() aborts the process at exit.
+    result = QueryBuilder().register("t", table).execute(f"SELECT * FROM t LIMIT {rows}")
+    return pa.table(result).to_pylist()
+
+
+def latest_version(path: Path) -> int:
+    """The newest version in a Delta log, -1 without a table; costs a few file look-ups however long the log is."""
+    log = path / "_delta_log"
+    version = -1
+    try:
+        version = json.loads((log / "_last_checkpoint").read_bytes())["version"]
+    except (OSError, ValueError, KeyError):
+        names = (entry.name for entry in log.iterdir()) if log.is_dir() else iter(())
+        commits = [int(name[:20]) for name in names if name.endswith(".json") and name[:20].isdigit()]
+        version = max(commits, default=-1)
+    while (log / f"{version + 1:020d}.json").exists():
+        version += 1
+    return version

@@ -1,0 +1,147 @@
+"""The pure transforms: what a landed line becomes."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from invoice_platform.generate import InvoiceGenerator
+from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, QUARANTINED_INVOICES
+from invoice_platform.transforms import count_words, flatten_invoices, parse_invoices, quarantine_invoices
+from invoice_platform_tests.conftest import invoice, item
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+GOOD = json.dumps(invoice("1"))
+
+
+def lines(spark: SparkSession, *values: str | bytes) -> DataFrame:
+    """Landed lines as the file source gives them; bytes reach the column as they are."""
+    from pyspark.sql import functions as F
+
+    raw = [(v.encode() if isinstance(v, str) else v,) for v in values]
+    frame = spark.createDataFrame(raw, "value binary").select(F.expr("CAST(value AS STRING)").alias("value"))
+    return frame.withColumns(
+        {"source_file": F.lit("000001/x.json"), "ingested_at": F.lit(datetime(2026, 1, 1)).cast("timestamp")}
+    )
+
+
+def parse(spark: SparkSession, *values: str | bytes) -> list[Any]:
+    return parse_invoices(lines(spark, *values)).collect()
+
+
+def test_transforms_give_the_declared_columns_and_types(spark: SparkSession) -> None:
+    bronze = parse_invoices(lines(spark, GOOD))
+    for frame, table in (
+        (bronze, INVOICES),
+        (flatten_invoices(bronze), INVOICE_LINE_ITEMS),
+        (quarantine_invoices(bronze), QUARANTINED_INVOICES),
+    ):
+        declared = spark.createDataFrame([], ", ".join(c.ddl for c in table.columns)).schema
+        assert [(f.name, f.dataType) for f in frame.schema] == [(f.name, f.dataType) for f in declared], table.name
+
+
+def test_a_valid_record_is_kept_as_landed_without_its_raw_text(spark: SparkSession) -> None:
+    document = invoice("7", item(price=10.5, quantity=2), CGST=191.47500000000002)
+    (row,) = parse(spark, json.dumps(document))
+    assert (row.reason, row.raw) == (None, None)
+    assert row.InvoiceNumber == "7"
+    assert row.TotalAmount == Decimal("21.00")
+    assert row.CGST == Decimal("191.4750"), "float noise is rounded half up at the fourth decimal"
+    assert row.InvoiceLineItems[0].ItemPrice == Decimal("10.50")
+
+
+INVALID: list[tuple[str | bytes, str]] = [
+    (GOOD + GOOD, "more than one JSON document"),
+    (GOOD + "," + GOOD, "more than one JSON document"),
+    (GOOD + " junk", "more than one JSON document"),
+    (GOOD[:-20], "not a JSON document"),
+    (f"[{GOOD}]", "not a JSON document"),
+    ("[]", "not a JSON document"),
+    ("3", "not a JSON document"),
+    ('"x"', "not a JSON document"),
+    ("null", "not a JSON document"),
+    (GOOD.replace('"', "'"), "not a JSON document"),
+    ("\ufeff" + GOOD, "not a JSON document"),
+    (GOOD.replace("STR1000", "STR\x001000"), "not a JSON document"),
+    (GOOD.encode().replace(b"STR1000", b"STR\xff\xfe"), "not valid UTF-8"),
+    (GOOD.replace("1709294400000", '"yesterday"'), "not a JSON document"),
+    (GOOD.replace("1709294400000", "1.5"), "not a JSON document"),
+    (GOOD.replace("1709294400000", "99999999999999999999"), "not a JSON document"),
+    (GOOD.replace('"ItemQty": 1', '"ItemQty": 1.5'), "not a JSON document"),
+    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": NaN'), "not a JSON document"),
+    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 1e400'), "not a JSON document"),
+    ("{}", "missing: InvoiceNumber, CreatedTime, StoreID"),
+    (json.dumps(invoice("1", StoreID=None)), "missing: StoreID"),
+    (GOOD.replace("InvoiceNumber", "invoicenumber"), "missing: InvoiceNumber"),
+    (json.dumps(invoice("1") | {"InvoiceLineItems": []}), "no line items"),
+    (GOOD.replace('"InvoiceLineItems": [', '"InvoiceLineItems": [null, '), "a line item lacks one of"),
+    (GOOD.replace('"ItemCode": "458", ', ""), "a line item lacks one of"),
+]
+
+
+@pytest.fixture(scope="module")
+def invalid(spark: SparkSession) -> dict[bytes, tuple[Any, Any, int]]:
+    """What became of each invalid line: its bronze row, its quarantine row, its line items; in one go, for speed."""
+    bronze = parse_invoices(lines(spark, *(line for line, _ in INVALID)))
+    rows, quarantined = bronze.collect(), quarantine_invoices(bronze).collect()
+    items = flatten_invoices(bronze).count()
+    return {_bytes(line): (row, q, items) for (line, _), row, q in zip(INVALID, rows, quarantined, strict=True)}
+
+
+def _bytes(line: str | bytes) -> bytes:
+    return line.encode() if isinstance(line, str) else line
+
+
+@pytest.mark.parametrize(("line", "reason"), INVALID)
+def test_an_invalid_line_keeps_its_text_and_says_why(
+    invalid: dict[bytes, tuple[Any, Any, int]], line: str | bytes, reason: str
+) -> None:
+    row, quarantined, items = invalid[_bytes(line)]
+    assert row.reason.startswith(reason)
+    assert row.raw == (line if isinstance(line, str) else line.decode(errors="replace"))
+    assert row.InvoiceNumber is None, "no half-read document passes for an invoice"
+    assert (quarantined.raw, quarantined.reason) == (row.raw, row.reason)
+    assert items == 0
+
+
+def test_blank_lines_are_no_records_and_a_carriage_return_does_no_harm(spark: SparkSession) -> None:
+    rows = parse(spark, "", "  \t", "\r", GOOD + "\r", GOOD)
+    assert [row.reason for row in rows] == [None, None]
+
+
+def test_every_kind_of_generated_fault_is_refused_and_no_good_invoice_is(spark: SparkSession) -> None:
+    records = list(InvoiceGenerator(seed=5).records(600, faults=0.3))
+    bronze = parse_invoices(lines(spark, *(r.data for r in records))).cache()
+    assert bronze.where("reason IS NOT NULL").count() == sum(r.fault is not None for r in records) > 0
+    assert flatten_invoices(bronze).count() == sum(r.line_items for r in records)
+    bronze.unpersist()
+
+
+def test_line_items_are_numbered_from_one_and_carry_the_invoice(spark: SparkSession) -> None:
+    address = {"AddressLine": "1, Road", "City": "Pune", "ContactNumber": "0", "PinCode": "411001", "State": "Maharashtra"}
+    document = invoice("9", item("a", 10.0, 2), item("b", 2.5, 3), DeliveryType="HOME-DELIVERY", DeliveryAddress=address)
+    first, second = flatten_invoices(parse_invoices(lines(spark, json.dumps(document)))).orderBy("line_number").collect()
+    assert (first.line_number, first.item_code, first.total_value) == (1, "a", Decimal("20.00"))
+    assert (second.line_number, second.item_code, second.item_qty) == (2, "b", 3)
+    assert (first.city, first.state, first.pin_code) == ("Pune", "Maharashtra", "411001")
+    (created,) = flatten_invoices(parse_invoices(lines(spark, json.dumps(document)))).selectExpr(
+        "CAST(created_time AS STRING)"
+    ).distinct().collect()
+    assert created[0] == "2024-03-01 12:00:00", "UTC"
+
+
+def test_words_end_at_blanks_and_full_stops_and_need_a_letter(spark: SparkSession) -> None:
+    frame = spark.createDataFrame([("The cat.The CAT  sat",), ("42 - cat2.",), ("",)], "value string")
+    counts = {row.word: row["count"] for row in count_words(frame).collect()}
+    assert counts == {"the": 2, "cat": 2, "sat": 1, "cat2": 1}
+
+
+def test_the_transforms_parse_each_line_once(spark: SparkSession) -> None:
+    plan = parse_invoices(lines(spark, GOOD))._jdf.queryExecution().optimizedPlan().toString()  # type: ignore[operator]
+    assert plan.count("from_json(") == 1
