@@ -1,7 +1,7 @@
 """The jars that Spark needs beyond its own, resolved once at set-up into a folder and given to Spark by path.
 
-`spark.jars.packages` would ask a registry at each session start, which costs 7 to 10 s and fails without a network. Here
-Spark's own Ivy downloads what `JARS` lists, and nothing else, when `make setup` or `python -m invoice_platform.jars` asks.
+`spark.jars.packages` would ask a registry at each session start, which costs 7 to 10 s and fails without a network.
+Here Spark's own Ivy downloads what `JARS` lists, and nothing else, when `make setup` runs this module.
 
 The module needs the standard library alone, so that set-up can ask it about Java before anything is installed.
 """
@@ -204,8 +204,12 @@ def _download(jars: list[Jar], work: Path) -> None:
 def _why(said: str) -> str:
     """The line of Ivy's output that says most about a failure."""
     lines = [line.strip(" \t:*") for line in said.splitlines()]
-    telling = [line for line in lines if re.search("exception|not found|unresolved|denied|no space", line, re.I)]
-    return (telling or [line for line in lines if line] or ["no output"])[0]
+    # Ivy ends with "not found" whatever the cause, so what it said of the cause comes first.
+    for telling in ("access error|refused|unknown host|timed out|no space|denied", "not found", "."):
+        for line in lines:
+            if re.search(telling, line, re.IGNORECASE):
+                return line
+    return "no output"
 
 
 def _remove_other_versions(folder: Path) -> None:

@@ -57,7 +57,7 @@ def stream_all_invoices(
 
     def report(summary: RunSummary) -> None:
         log_admission(context.log, summary)
-        if summary.batches:
+        if summary.batches or summary.rows_added:
             context.log_event(materialization(summary, by_name[summary.stream], lakehouse))
 
     by_name = {stream.name: stream for stream in INVOICE_STREAMS}
@@ -73,7 +73,7 @@ def stream_all_invoices(
             spark.session,
             lakehouse.layout,
             settings,
-            run=f"run {context.run_id}",
+            run=f"run {context.run.run_id}",
             on_batch=log_batch(context.log),
             on_report=report,
             report_seconds=config.report_seconds,
@@ -96,7 +96,7 @@ def _rebuild(
     context: dg.OpExecutionContext, streams: Sequence[Stream], spark: SparkResource, lakehouse: Lakehouse
 ) -> None:
     try:
-        summaries = rebuild(streams, spark.session, lakehouse.layout, run=f"run {context.run_id}")
+        summaries = rebuild(streams, spark.session, lakehouse.layout, run=f"run {context.run.run_id}")
     except PlatformError as error:
         raise told(error) from error
     for stream, summary in zip(streams, summaries, strict=True):

@@ -60,7 +60,8 @@ def log_batch(log: Any) -> Any:
 
 def log_admission(log: Any, summary: RunSummary) -> None:
     """Say what was admitted, and what was not and why."""
-    if (admission := summary.admission) is None:
+    admission = summary.admission
+    if admission is None or not (admission.admitted or admission.repeated or admission.left):
         return
     log.info(
         f"{summary.stream}: {admission.files} files admitted ({admission.records} records, {admission.bytes} bytes), "
@@ -104,7 +105,7 @@ def stream_asset(
                 spark.session,
                 layout,
                 config.settings(),
-                run=f"run {context.run_id}",
+                run=f"run {context.run.run_id}",
                 on_batch=log_batch(context.log),
                 on_report=lambda done: context.log_event(materialization(done, stream, lakehouse)),
             )

@@ -121,7 +121,11 @@ class Ledger:
         """Finish or forget the moves that a crash left half done; how many there were.
 
         A file that is in its segment was moved; one that is not is still in landing and is admitted anew.
+        A ledger that was lost is made anew from the folders.
         """
+        if not self.path.exists() and self.folder.is_dir():
+            with self._open(write=True):
+                return 0
         with self._open() as connection:
             moving = connection.execute("SELECT id, segment, name FROM files WHERE state = 'moving'").fetchall()
         if moving:

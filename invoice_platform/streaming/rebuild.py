@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from invoice_platform.errors import PlatformError
+from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles
@@ -34,14 +36,16 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
     with ExitStack() as held:
         for stream in streams:
             held.enter_context(stream_lock(layout, stream.name, run))
-        # A stream with state keeps its checkpoint: its state covers every file, and its table is its whole result.
-        landed = {
-            s.name: s.source.landing(layout, s.name).ledger
-            for s in streams
-            if isinstance(s.source, LandedFiles) and s.source.segment_files is not None
-        }
-        for ledger in landed.values():
-            ledger.recover()
+        landed: dict[str, Ledger] = {}
+        for stream in streams:
+            if isinstance(stream.source, LandedFiles):
+                ledger = stream.source.landing(layout, stream.name).ledger
+                ledger.recover()
+                if ledger.totals()["files"] == 0:
+                    raise PlatformError(f"nothing was ever accepted for {stream.name!r}: land files, run its stream")
+                # A stream with state keeps its checkpoint: its state covers every file, and its table is its whole result.
+                if stream.source.segment_files is not None:
+                    landed[stream.name] = ledger
         write_state(note, {"run": run, "streams": [s.name for s in streams]})
         layout.checked.unlink(missing_ok=True)  # every row is a new one
         through = {name: ledger.close_all() for name, ledger in landed.items()}

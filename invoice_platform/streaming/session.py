@@ -148,16 +148,25 @@ def open_session(
             raise PlatformError(f"conf: {name!r} is not a Spark setting; names begin with 'spark.'")
     remote = remote or os.environ.get(REMOTE_VARIABLE)
     if remote is None:
-        from pyspark.sql import SparkSession
-
-        if (active := SparkSession.getActiveSession()) is not None:
-            return _set(active, conf), False
+        if (existing := _existing()) is not None:
+            return _set(existing, conf), False
         if (server := WarmServer.of(layout)) is not None:
             os.environ.setdefault(TOKEN_VARIABLE, server.token)
             remote = server.url
     if remote is not None:
         return _connect(layout, remote, extra_settings() | conf), True
     return _embed(layout, master or "local[*]", extra_settings() | conf), True
+
+
+def _existing() -> SparkSession | None:
+    """This process's session, whichever thread opened it."""
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.sql import SparkSession
+
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
 
 
 def _set(session: SparkSession, conf: Mapping[str, str]) -> SparkSession:

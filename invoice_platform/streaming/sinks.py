@@ -28,6 +28,9 @@ class DeltaSink:
 
     def start(self, rows: DataFrame, checkpoint: Path, trigger: Trigger, name: str) -> StreamingQuery:
         """Start the query; its owner waits for it and stops it."""
+        # Makes the session the active one of this JVM thread, without which Delta's toTable fails in any thread but
+        # the one that opened the session (DELTA_INVALID_V1_TABLE_CALL).
+        rows.sparkSession.createDataFrame([], "nothing int")
         return (
             rows.writeStream.format("delta")  # toTable alone takes the session's default format
             .queryName(name)

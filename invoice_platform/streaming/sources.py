@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.landing import SEGMENT_FILES, LandingFolder
 from invoice_platform.streaming.layout import Layout, segment_name
 from invoice_platform.streaming.state import read_state, write_state
@@ -69,13 +68,8 @@ class LandedFiles:
 
     def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
         """Everything that was ever accepted, as a batch."""
-        folders = [
-            str(folder)
-            for segment in self.landing(layout, stream).ledger.segments()
-            if (folder := layout.accepted(stream) / segment_name(segment)).is_dir()
-        ]
-        if not folders:
-            raise PlatformError(f"nothing was ever accepted for {stream!r}: land files and run ingest first")
+        segments = self.landing(layout, stream).ledger.segments()
+        folders = [str(f) for n in segments if (f := layout.accepted(stream) / segment_name(n)).is_dir()]
         return _lines(spark.read.format("text").option("lineSep", "\n").load(folders))
 
 

@@ -305,6 +305,7 @@ def run_streams(
     on_batch: OnBatch = lambda stream, batch: None,
     on_report: OnReport = lambda summary: None,
     report_seconds: float = REPORT_SECONDS,
+    told_to_stop: Callable[[], bool] = lambda: False,
 ) -> list[RunSummary]:
     """Run streams, in the order in which each feeds the next, until all that is new is done or until told to end.
 
@@ -318,6 +319,8 @@ def run_streams(
         Called with the stream's name and each committed micro-batch.
     on_report : callable
         Called in a continuous run, at most every `report_seconds`, with what a stream did since its last report.
+    told_to_stop : callable
+        Asked often in a continuous run; True ends it as `run_for_seconds` does.
 
     Returns
     -------
@@ -342,7 +345,7 @@ def run_streams(
             _refuse_half_rebuilt(stream, layout)
         runs = [_StreamRun(stream, layout, settings, spark, on_batch) for stream in streams]
         if settings.trigger.continuous:
-            _run_until_told(runs, settings, on_report, report_seconds)
+            _run_until_told(runs, settings, on_report, report_seconds, told_to_stop)
         else:
             for one in runs:
                 one.admit()
@@ -358,7 +361,13 @@ def _refuse_half_rebuilt(stream: Stream, layout: Layout) -> None:
         )
 
 
-def _run_until_told(runs: list[_StreamRun], settings: RunSettings, on_report: OnReport, report_seconds: float) -> None:
+def _run_until_told(
+    runs: list[_StreamRun],
+    settings: RunSettings,
+    on_report: OnReport,
+    report_seconds: float,
+    told_to_stop: Callable[[], bool],
+) -> None:
     now = time.monotonic()
     deadline = now + settings.run_for_seconds if settings.run_for_seconds is not None else float("inf")
     admit_at, report_at = now, now + report_seconds
@@ -366,7 +375,7 @@ def _run_until_told(runs: list[_StreamRun], settings: RunSettings, on_report: On
         for one in runs:
             one.admit()
             one.begin()
-        while (now := time.monotonic()) < deadline:
+        while (now := time.monotonic()) < deadline and not told_to_stop():
             for one in runs:
                 one.poll(must_be_active=True)
             if now >= admit_at:

@@ -1,0 +1,251 @@
+"""The jobs, run for real in this process: what they materialize, what they show, what they check."""
+
+from __future__ import annotations
+
+import threading
+import time
+from decimal import Decimal
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pytest
+from deltalake import DeltaTable
+
+from invoice_platform.generate import write_files
+from invoice_platform.streaming.landing import land
+from invoice_platform.streaming.lock import stream_lock
+from invoice_platform_tests.conftest import Platform, invoice, item, wait_until
+
+
+def made(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """Metadata of what a run materialized, by asset; the last where there are several."""
+    events = [e for e in result.all_events if e.event_type_value == "ASSET_MATERIALIZATION"]
+    return {
+        e.asset_key.to_user_string(): {
+            k: v.value for k, v in e.step_materialization_data.materialization.metadata.items()
+        }
+        for e in events
+        if e.asset_key is not None
+    }
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    return {e.check_name: e for e in result.get_asset_check_evaluations()}
+
+
+def settings(**values: Any) -> dict[str, Any]:
+    return {"ops": {"invoices": {"config": values}}}
+
+
+def why(result: dg.ExecuteInProcessResult, step: str) -> str:
+    data = result.failure_data_for_node(step)
+    assert data is not None and data.user_failure_data is not None
+    return data.user_failure_data.description or ""
+
+
+def test_ingest_fills_the_tables_and_other_readers_see_the_same(platform: Platform) -> None:
+    files = write_files(platform.sources, files=2, invoices_per_file=50, seed=3, faults=0.1)
+    records = sum(len(f.read_bytes().split(b"\n")) for f in files)
+    for file in files:
+        land(file, platform.layout.landing("invoices"))
+    result = platform.run("ingest_invoices", settings(max_files_per_trigger=1))
+
+    shown = made(result)
+    invoices, items = shown["invoices"], shown["invoice_line_items"]
+    assert (invoices["rows_added"], invoices["dagster/row_count"], invoices["micro_batches"]) == (records, records, 2)
+    assert (invoices["files"], invoices["bytes"]) == (2, sum(f.stat().st_size for f in files))
+
+    delta_rs = DeltaTable(str(platform.layout.table("invoice_line_items")))
+    arrow = delta_rs.to_pyarrow_table()  # DuckDB reads it by its Python name
+    ((total, rows),) = duckdb.sql("SELECT sum(total_value), count(*) FROM arrow").fetchall()
+    assert rows == items["dagster/row_count"] == platform.count("invoice_line_items")
+    assert total == platform.sql("SELECT sum(total_value) FROM {invoice_line_items}")[0][0]
+    assert isinstance(total, Decimal)
+    assert delta_rs.version() == items["delta_version"]
+
+
+def test_a_materialization_shows_numbers_schema_preview_and_offsets(platform: Platform) -> None:
+    platform.land("1.json", invoice("1", item("a|b")), "bad")
+    result = platform.run("ingest_invoices")
+    shown = made(result)["invoice_line_items"]
+    numbers = (
+        "rows_added", "rows_read", "dagster/row_count", "micro_batches", "seconds", "seconds_addBatch", "seconds_session",
+        "delta_version", "files_added", "bytes_added", "table_files", "table_bytes",
+    )  # fmt: skip
+    assert all(isinstance(shown[n], (int, float)) and not isinstance(shown[n], bool) for n in numbers), shown
+    columns = {c.name: c for c in shown["dagster/column_schema"].columns}
+    assert columns["total_value"].type == "decimal(18,2)"
+    assert all(c.description for c in columns.values())
+    assert "a\\|b" in shown["preview"]
+    (covered,) = shown["source_offsets"]
+    assert covered["segment"] == 1
+    assert covered["end"]["reservoirVersion"] == 2
+    event = next(e for e in result.all_events if e.is_step_materialization and e.asset_key == dg.AssetKey("invoice_line_items"))
+    tags = event.step_materialization_data.materialization.tags or {}
+    assert tags["dagster/data_version"] == str(shown["delta_version"])
+    left = made(result)["invoices"]
+    assert (left["files_admitted"], left["records_admitted"], left["files_left"]) == (1, 2, 0)
+
+
+def test_checks_pass_on_what_is_whole_and_warn_of_what_is_odd(platform: Platform) -> None:
+    platform.land("1.json", invoice("1"), invoice("2", TotalAmount=1.5), invoice("1"), "bad")
+    found = checks(platform.run("ingest_invoices"))
+    whole = found["landed_is_accepted_plus_quarantined"]
+    assert whole.passed
+    assert {k: v.value for k, v in whole.metadata.items()} | {"checked_through": ""} == {
+        "landed": 4, "in_invoices": 4, "accepted": 3, "quarantined": 1,
+        "line_items_expected": 3, "line_items_found": 3, "checked_through": "",
+    }  # fmt: skip
+    assert found["no_null_keys"].passed
+    totals = found["line_totals_add_up"]
+    assert (totals.passed, totals.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (totals.metadata["differ"].value, totals.metadata["invoice_numbers"].value) == (1, ["2"])
+    resent = found["invoice_numbers_sent_once"]
+    assert (resent.passed, resent.metadata["invoice_numbers"].value) == (False, ["1"])
+    share = found["quarantine_share"]
+    assert (share.passed, share.metadata["share"].value) == (False, 0.25)
+
+    again = checks(platform.run("ingest_invoices"))
+    assert not again["line_totals_add_up"].passed, "with nothing new, what was said last still holds"
+
+    platform.land("2.json", invoice("3"), invoice("2"))
+    found = checks(platform.run("ingest_invoices", {"ops": {"invoice_checks": {"config": {"max_quarantine_share": 0.5}}}}))
+    assert found["landed_is_accepted_plus_quarantined"].metadata["landed"].value == 6
+    assert found["line_totals_add_up"].passed, "only new rows are looked at"
+    assert found["invoice_numbers_sent_once"].metadata["invoice_numbers"].value == ["2"], "against all that ever came"
+    assert found["quarantine_share"].passed
+
+
+@pytest.mark.parametrize("table", ["invoice_line_items", "quarantined_invoices", "invoices"])
+def test_a_lost_or_repeated_row_fails_the_blocking_check(platform: Platform, table: str) -> None:
+    platform.land("1.json", invoice("1"), "bad")
+    assert checks(platform.run("ingest_invoices"))["landed_is_accepted_plus_quarantined"].passed
+    platform.land("2.json", invoice("2"), "worse")
+    platform.layout.checked.unlink()
+    path = platform.layout.table(table)
+    if table == "invoices":
+        platform.spark.read.format("delta").load(str(path)).limit(1).write.format("delta").mode("append").save(str(path))
+    else:
+        platform.spark.sql(f"DELETE FROM delta.`{path}`")
+    result = platform.run("ingest_invoices", ok=False)
+    assert not checks(result)["landed_is_accepted_plus_quarantined"].passed
+    assert checks(result)["landed_is_accepted_plus_quarantined"].blocking
+
+
+def test_a_rebuild_is_recorded_for_every_table(platform: Platform) -> None:
+    platform.land("1.json", invoice("1"), "bad")
+    platform.run("ingest_invoices")
+    shown = made(platform.run("rebuild_invoices"))
+    assert {name: facts["dagster/row_count"] for name, facts in shown.items()} == {
+        "invoices": 2, "invoice_line_items": 1, "quarantined_invoices": 1,
+    }  # fmt: skip
+    assert {facts["trigger"] for facts in shown.values()} == {"batch"}
+    found = checks(platform.run("ingest_invoices"))
+    assert found["landed_is_accepted_plus_quarantined"].passed
+
+
+def test_words_are_counted_by_their_own_job_and_its_batch_twin(platform: Platform) -> None:
+    platform.land("a.txt", "One. Two two", to="text")
+    assert made(platform.run("count_words"))["word_count"]["dagster/row_count"] == 2
+    streamed = platform.sql("SELECT * FROM {word_count} ORDER BY word")
+    platform.run("rebuild_word_count")
+    assert platform.sql("SELECT * FROM {word_count} ORDER BY word") == streamed == [("one", 1), ("two", 2)]
+
+
+def test_maintenance_joins_small_files_and_the_streams_go_on(platform: Platform) -> None:
+    for n in range(3):
+        platform.land(f"{n}.json", invoice(str(n)))
+        platform.run("ingest_invoices")
+    path = platform.layout.table("invoices")
+    assert len(DeltaTable(str(path)).file_uris()) == 3
+    platform.run("maintain_tables")
+    assert len(DeltaTable(str(path)).file_uris()) == 1
+    platform.land("3.json", invoice("3"))
+    platform.run("ingest_invoices")
+    assert (platform.count("invoices"), platform.count("invoice_line_items")) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trigger": "often"}, "trigger='often' is not a trigger: use 'available_now'"),
+        ({"max_files_per_trigger": -5}, "max_files_per_trigger=-5: give a number of files from 1 up"),
+        ({"run_for_seconds": -1.0, "trigger": "1 second"}, "run_for_seconds=-1.0: give a time over 0"),
+    ],
+)
+def test_wrong_settings_fail_the_run_in_one_line(platform: Platform, values: dict[str, Any], message: str) -> None:
+    result = platform.run("ingest_invoices", settings(**values), ok=False)
+    assert why(result, "invoices").startswith(message)
+    assert "\n" not in why(result, "invoices")
+
+
+def test_a_missing_landing_folder_fails_the_run_in_one_line(platform: Platform) -> None:
+    platform.layout.landing("invoices").rmdir()
+    assert "is missing: create it" in why(platform.run("ingest_invoices", ok=False), "invoices")
+
+
+def test_a_held_checkpoint_fails_the_run_and_names_the_holder(platform: Platform) -> None:
+    with stream_lock(platform.layout, "invoices", "run 77"):
+        assert "held by run 77" in why(platform.run("ingest_invoices", ok=False), "invoices")
+        assert "held by run 77" in why(platform.run("rebuild_invoices", ok=False), "rebuild_all_invoices")
+
+
+def test_a_trigger_that_ends_is_refused_by_the_continuous_job(platform: Platform) -> None:
+    config = {"ops": {"stream_all_invoices": {"config": {"trigger": "available_now"}}}}
+    assert "run ingest_invoices" in why(platform.run("stream_invoices", config, ok=False), "stream_all_invoices")
+
+
+@pytest.mark.slow
+def test_the_continuous_job_admits_files_while_it_runs_and_reports_materializations(platform: Platform) -> None:
+    config = {"ops": {"stream_all_invoices": {"config": {"trigger": "unspecified", "run_for_seconds": 20, "report_seconds": 1}}}}
+    platform.land("1.json", invoice("1"))
+    results: list[dg.ExecuteInProcessResult] = []
+    thread = threading.Thread(target=lambda: results.append(platform.run("stream_invoices", config)))
+    thread.start()
+    try:
+        wait_until(lambda: _rows(platform, "invoices") == 1 or not thread.is_alive(), 120, "the first file")
+        platform.land("2.json", invoice("2"), "bad")
+        wait_until(lambda: _rows(platform, "quarantined_invoices") == 1 or not thread.is_alive(), 120, "the second file")
+    finally:
+        thread.join(180)
+    (result,) = results
+    assert (platform.count("invoices"), platform.count("invoice_line_items")) == (3, 2)
+    events = [e for e in result.all_events if e.event_type_value == "ASSET_MATERIALIZATION"]
+    added: dict[str, int] = {}
+    for event in events:
+        assert event.asset_key is not None
+        facts = event.step_materialization_data.materialization.metadata
+        name = event.asset_key.to_user_string()
+        added[name] = added.get(name, 0) + int(facts["rows_added"].value)  # type: ignore[arg-type]
+    assert added == {"invoices": 3, "invoice_line_items": 2, "quarantined_invoices": 1}, "each row in one report"
+    assert platform.spark.streams.active == []
+
+
+def _rows(platform: Platform, table: str) -> int:
+    path = platform.layout.table(table)
+    return DeltaTable(str(path)).count() if DeltaTable.is_deltatable(str(path)) else 0
+
+
+@pytest.mark.slow
+def test_a_cancelled_continuous_run_stops_its_queries_and_the_next_run_goes_on(platform: Platform) -> None:
+    """Dagster cancels a run by SIGINT to its main thread; here a thread sends it to this very process."""
+    import os
+    import signal
+
+    platform.land("1.json", invoice("1"))
+
+    def cancel() -> None:
+        wait_until(lambda: _rows(platform, "invoice_line_items") == 1, 120, "the first file")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    started = time.monotonic()
+    platform.run("stream_invoices", {"ops": {"stream_all_invoices": {"config": {"trigger": "unspecified"}}}}, ok=False)
+    thread.join()
+    assert time.monotonic() - started < 180
+    assert platform.spark.streams.active == [], "no query goes on"
+    platform.land("2.json", invoice("2"))
+    platform.run("ingest_invoices")
+    assert (platform.count("invoices"), platform.count("invoice_line_items")) == (2, 2)

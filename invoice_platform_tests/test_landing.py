@@ -1,0 +1,235 @@
+"""Admission: what leaves landing, under which name, and what stays and why. No Spark."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from invoice_platform.errors import PlatformError
+from invoice_platform.streaming import landing as landing_module
+from invoice_platform.streaming.landing import LandingFolder, being_written, land, read_landed, safe_name
+from invoice_platform.streaming.layout import Layout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> LandingFolder:
+    layout = Layout.at(tmp_path)
+    layout.landing("invoices").mkdir(parents=True)
+    return LandingFolder(layout, "invoices", "invoices")
+
+
+def drop(folder: LandingFolder, name: str, content: bytes = b"one\ntwo") -> Path:
+    path = folder.folder / name
+    path.write_bytes(content)
+    return path
+
+
+def reasons(folder: LandingFolder) -> dict[str, str]:
+    return {f.name: f.reason for f in folder.scan().left}
+
+
+def test_an_admitted_file_leaves_landing_and_is_whole_in_its_segment(folder: LandingFolder) -> None:
+    drop(folder, "a.json", b"one\n\n \t\ntwo")
+    admission = folder.admit()
+    assert (admission.files, admission.records, admission.bytes) == (1, 2, 11)
+    assert list(folder.folder.iterdir()) == []
+    (file,) = admission.admitted
+    assert folder.ledger.path_of(file).read_bytes() == b"one\n\n \t\ntwo"
+    assert folder.ledger.path_of(file).parent.name == "000001"
+
+
+def test_modification_times_are_fresh_and_rise_in_order_of_arrival(folder: LandingFolder) -> None:
+    for day, name in ((3, "late.json"), (1, "early.json"), (2, "middle.json")):
+        os.utime(drop(folder, name), (day * 86_400, day * 86_400))  # long ago: Spark would ignore it for ever
+    first = folder.admit()
+    assert [f.landed_name for f in first.admitted] == ["early.json", "middle.json", "late.json"]
+    drop(folder, "next.json")
+    times = [folder.ledger.path_of(f).stat().st_mtime_ns for f in (*first.admitted, *folder.admit().admitted)]
+    assert times == sorted(set(times)), "strictly rising, over admissions too"
+    assert all(t > 1_700_000_000 * 10**9 for t in times)
+
+
+def test_the_same_delivery_again_is_counted_and_not_read_twice(folder: LandingFolder) -> None:
+    drop(folder, "a.json")
+    folder.admit()
+    drop(folder, "a.json")
+    again = folder.admit()
+    assert (again.files, again.repeated) == (0, ["a.json"])
+    assert list(folder.folder.iterdir()) == []
+    assert folder.ledger.totals()["files"] == 1
+
+
+def test_the_same_name_with_other_content_and_other_names_with_the_same_are_all_kept(folder: LandingFolder) -> None:
+    for name, content in (("a.json", b"1"), ("a.json", b"2"), ("b.json", b"1")):
+        drop(folder, name, content)
+        assert folder.admit().files == 1
+    assert folder.ledger.totals()["files"] == 3
+
+
+def test_a_delivery_is_recognised_in_every_earlier_segment(folder: LandingFolder) -> None:
+    folder.segment_files = 1
+    for n in range(4):
+        drop(folder, f"{n}.json", b"%d" % n)
+        folder.admit()
+    drop(folder, "0.json", b"0")
+    assert folder.admit().repeated == ["0.json"]
+    assert folder.ledger.segments() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["x.tmp", "x.json.part", ".hidden.json", "x.json~", "x.crdownload"])
+def test_a_temporary_name_stays_with_a_reason(folder: LandingFolder, name: str) -> None:
+    drop(folder, name)
+    assert folder.admit().files == 0
+    assert "temporary" in reasons(folder)[name]
+
+
+def test_what_is_no_readable_file_stays_with_a_reason(folder: LandingFolder, tmp_path: Path) -> None:
+    drop(folder, "empty.json", b"")
+    (folder.folder / "folder").mkdir()
+    (folder.folder / "link.json").symlink_to(drop(folder, "x.bz2"))
+    os.mkfifo(folder.folder / "pipe")
+    drop(folder, "bad.gz", b"no gzip at all")
+    admission = folder.admit()
+    assert admission.files == 0
+    found = {f.name: f.reason for f in admission.left}
+    assert found["empty.json"] == "empty"
+    assert "folder" in found["folder"]
+    assert "symbolic link" in found["link.json"]
+    assert "not a regular file" in found["pipe"]
+    assert "packed" in found["x.bz2"]
+    assert "damaged gzip" in found["bad.gz"]
+
+
+def test_a_file_open_for_writing_stays_until_it_is_closed(folder: LandingFolder) -> None:
+    path = folder.folder / "growing.json"
+    with path.open("wb") as writer:
+        writer.write(b"half a ")
+        writer.flush()
+        assert being_written(path)
+        (left,) = folder.admit().left
+        assert left.reason == "still being written"
+        writer.write(b"line")
+    assert not being_written(path)
+    assert folder.admit().bytes == len(b"half a line")
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.json", "new\nline.json", "emoji-😀.json", "a#b%20c:d.json", "_x.json", "ünï.json", "k=1.json", "x" * 240]
+)
+def test_any_other_name_is_admitted_under_a_name_that_spark_reads(folder: LandingFolder, name: str) -> None:
+    drop(folder, name)
+    (file,) = folder.admit().admitted
+    assert file.landed_name == name
+    assert set(file.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert file.name[0] not in "._"
+
+
+def test_gzip_is_counted_as_it_will_be_read(folder: LandingFolder) -> None:
+    drop(folder, "a.json.GZ", gzip.compress(b"one\ntwo\nthree"))
+    (file,) = folder.admit().admitted
+    assert file.records == 3
+    assert file.name.endswith(".gz"), "the ending that makes Spark unpack it"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
+def test_records_are_the_lines_that_are_not_blank_however_the_file_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(landing_module, "CHUNK_BYTES", chunk)
+    content = b"\n a\n\n\r\nbb \r\n \t \nccc"
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    assert read_landed(path, "x")[1] == sum(1 for line in content.split(b"\n") if line.strip()) == 3
+
+
+def test_a_segment_closes_when_it_is_full_and_the_next_opens(folder: LandingFolder) -> None:
+    folder.segment_files = 2
+    for batch in (3, 1):
+        for n in range(batch):
+            drop(folder, f"{batch}-{n}.json", b"%d%d" % (batch, n))
+        folder.admit()
+    pending = folder.ledger.pending()
+    assert [(p.segment, p.closed, p.files) for p in pending] == [(1, True, 3), (2, False, 1)]
+
+
+def test_a_crash_before_the_rename_leaves_the_file_to_the_next_admission(
+    folder: LandingFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(folder, "a.json")
+
+    def crash(*paths: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            folder.admit()
+    assert folder.ledger.pending() == []
+    assert folder.admit().files == 1
+    assert folder.ledger.totals()["files"] == 1
+
+
+def test_a_crash_after_the_rename_loses_nothing_and_repeats_nothing(
+    folder: LandingFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(folder, "a.json")
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder.ledger, "finish", crash)
+        with pytest.raises(KeyboardInterrupt):
+            folder.admit()
+    assert list(folder.folder.iterdir()) == []
+    assert folder.admit().files == 0
+    (pending,) = folder.ledger.pending()
+    assert pending.files == 1
+
+
+def test_a_lost_ledger_is_made_anew_from_the_archive(folder: LandingFolder) -> None:
+    drop(folder, "a.json", b"one\ntwo")
+    folder.admit()
+    folder.ledger.path.unlink()
+    drop(folder, "a.json", b"one\ntwo")
+    drop(folder, "b.json", b"three")
+    admission = folder.admit()
+    assert (admission.files, admission.repeated) == (1, ["a.json"])
+    assert folder.ledger.totals() == {"files": 2, "bytes": 12, "records": 3, "records_drained": 0}
+
+
+def test_a_missing_landing_folder_is_named_with_the_remedy(folder: LandingFolder) -> None:
+    shutil.rmtree(folder.folder)
+    with pytest.raises(PlatformError, match=r"landing folder .* is missing: create it .*invoice-platform land"):
+        folder.admit()
+
+
+def test_landing_a_file_copies_it_whole_and_replaces_nothing(folder: LandingFolder, tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    source.write_bytes(b"one")
+    assert land(source, folder.folder).read_bytes() == b"one"
+    source.write_bytes(b"two")
+    with pytest.raises(PlatformError, match="still waiting to be admitted"):
+        land(source, folder.folder)
+    assert (folder.folder / "a.json").read_bytes() == b"one"
+    assert [p.name for p in folder.folder.iterdir()] == ["a.json"], "no temporary file is left"
+    with pytest.raises(PlatformError, match="no such file"):
+        land(tmp_path / "absent", folder.folder)
+
+
+def test_a_landed_file_is_as_readable_as_the_landing_folder_needs(folder: LandingFolder, tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    source.write_bytes(b"one")
+    source.chmod(0o600)
+    assert stat.S_ISREG(land(source, folder.folder).stat().st_mode)
+    assert folder.admit().files == 1
+
+
+def test_safe_names_keep_their_ending() -> None:
+    assert safe_name("x" * 300 + ".json").endswith(".json")
+    assert safe_name("../../etc/passwd") == ".._.._etc_passwd"
