@@ -148,9 +148,7 @@ def invoice_checks(
     landed = landing.of(INVOICES_STREAM).ledger.totals()["records_drained"]
     accepted = null_count(layout.table("invoices"), "reason")
     reconciled = (
-        landed == bronze.rows
-        and bronze.rows == accepted + quarantine.rows
-        and new.items_found == new.items_expected
+        landed == bronze.rows and bronze.rows == accepted + quarantine.rows and new.items_found == new.items_expected
     )
     if reconciled:
         write_state(layout.checked, {"through": new.through, "version": bronze.version, "rows": asdict(new)})
@@ -200,7 +198,12 @@ def invoice_checks(
         "quarantined_invoices",
         share <= config.max_quarantine_share,
         f"{new.quarantined} of {new.records} new records are quarantined",
-        {"share": share, "max_share": config.max_quarantine_share, "quarantined": new.quarantined, "records": new.records},
+        {
+            "share": share,
+            "max_share": config.max_quarantine_share,
+            "quarantined": new.quarantined,
+            "records": new.records,
+        },
     )
 
 

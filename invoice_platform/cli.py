@@ -128,7 +128,9 @@ def run(
         if event.event_type_value == "ASSET_CHECK_EVALUATION":
             check = event.asset_check_evaluation_data
             if not check.passed:
-                say.print(f"{check.severity.value}: {check.check_name}: {check.description}", style="yellow", soft_wrap=True)
+                say.print(
+                    f"{check.severity.value}: {check.check_name}: {check.description}", style="yellow", soft_wrap=True
+                )
 
 
 def _read_config(text: str) -> dict[str, Any]:
@@ -210,7 +212,11 @@ def status(
         raise PlatformError("status has more than one table: use --format table or json")
     warm = facts["warm_spark"]
     out.print(f"root {facts['root']}; warm Spark: {warm['url'] if warm else 'none'}", soft_wrap=True, highlight=False)
-    _table("landing", ("inbox", "waiting", "left"), [(n, s["waiting"], len(s["left"])) for n, s in facts["landing"].items()])
+    _table(
+        "landing",
+        ("inbox", "waiting", "left"),
+        [(n, s["waiting"], len(s["left"])) for n, s in facts["landing"].items()],
+    )
     for inbox, state in facts["landing"].items():
         for file in state["left"]:
             out.print(f"  landing/{inbox}: {file['file']!r} stays: {file['reason']}", markup=False, soft_wrap=True)
@@ -227,7 +233,9 @@ def status(
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(column.replace("_", " "), justify="right" if position and column != "offsets" else "left", overflow="fold")
+        table.add_column(
+            column.replace("_", " "), justify="right" if position and column != "offsets" else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table)
@@ -243,7 +251,9 @@ def serve(spark_port: Annotated[int, typer.Option(help="Port of the Spark Connec
         say.print("starting a warm Spark …")
         with warm_server(layout, spark_port) as server:
             print(server.url)
-            say.print(f"warm Spark for {layout.root}; jobs and `sql` find it by themselves. Ctrl-C ends it.", soft_wrap=True)
+            say.print(
+                f"warm Spark for {layout.root}; jobs and `sql` find it by themselves. Ctrl-C ends it.", soft_wrap=True
+            )
             threading.Event().wait()
 
 
@@ -260,7 +270,10 @@ def up(
         say.print("starting a warm Spark and Dagster …")
         with everything(layout, spark_port, ui_port) as url:
             print(url)
-            say.print(f"drop files into {layout.root / 'landing'}/invoices or /text; logs in {layout.logs}. Ctrl-C ends all.", soft_wrap=True)
+            say.print(
+                f"drop files into {layout.root / 'landing'}/invoices or /text; logs in {layout.logs}. Ctrl-C ends all.",
+                soft_wrap=True,
+            )
             threading.Event().wait()
 
 

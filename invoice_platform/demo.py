@@ -52,17 +52,25 @@ def demo(layout: Layout, samples: Path, out: Console, say: Console) -> None:
     new = sum(made[name]["files_admitted"] for name in ("invoices", "word_count"))
     if new == 0:
         repeated = sum(made[name]["files_repeated"] for name in ("invoices", "word_count"))
-        out.print(f"Nothing is new: all {repeated} sample files were delivered before, and the tables hold them once.\n")
+        out.print(
+            f"Nothing is new: all {repeated} sample files were delivered before, and the tables hold them once.\n"
+        )
     figures = Table()
     for column in ("", "invoices", "texts"):
         figures.add_column(column, justify="left" if not column else "right")
     invoices, words = made["invoices"], made["word_count"]
-    for label, key in (("files admitted", "files_admitted"), ("delivered before", "files_repeated"), ("records", "records_admitted")):
+    for label, key in (
+        ("files admitted", "files_admitted"),
+        ("delivered before", "files_repeated"),
+        ("records", "records_admitted"),
+    ):
         figures.add_row(label, str(invoices[key]), str(words[key]))
     figures.add_row("line items", str(made["invoice_line_items"]["rows_added"]), "")
     figures.add_row("quarantined", str(made["quarantined_invoices"]["rows_added"]), "")
     figures.add_row("micro-batches", str(invoices["micro_batches"]), str(words["micro_batches"]))
-    figures.add_row("seconds", f"{sum(made[n]['seconds'] for n in made if n != 'word_count'):.1f}", f"{words['seconds']:.1f}")
+    figures.add_row(
+        "seconds", f"{sum(made[n]['seconds'] for n in made if n != 'word_count'):.1f}", f"{words['seconds']:.1f}"
+    )
     out.print(figures)
     for name, columns in SHOWN_COLUMNS.items():
         rows = made[name]["dagster/row_count"]
@@ -70,7 +78,10 @@ def demo(layout: Layout, samples: Path, out: Console, say: Console) -> None:
         out.print(_some_rows(layout, name, columns))
     out.print(f"\nAll in {seconds:.1f} s, under {layout.root}.")
     out.print(f"Open the UI: `make up`, then http://127.0.0.1:{UI_PORT}")
-    out.print('Ask the tables: `.venv/bin/invoice-platform sql "SELECT city, sum(total_value) FROM invoice_line_items GROUP BY city"`', soft_wrap=True)
+    out.print(
+        'Ask the tables: `.venv/bin/invoice-platform sql "SELECT city, sum(total_value) FROM invoice_line_items GROUP BY city"`',
+        soft_wrap=True,
+    )
 
 
 def _made(result: ExecuteInProcessResult) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,8 @@ class ContinuousConfig(StreamConfig):
     """How stream_invoices runs: the three settings of every stream, and how often it reports."""
 
     trigger: str = Field(
-        default="1 second", description="An interval such as '30 seconds', or unspecified (no pause between micro-batches)."
+        default="1 second",
+        description="An interval such as '30 seconds', or unspecified (no pause between micro-batches).",
     )
     report_seconds: float = Field(
         default=REPORT_SECONDS, description="Seconds between two materializations of a table, at least."
@@ -124,7 +125,8 @@ def rebuild_all_words(context: dg.OpExecutionContext, spark: SparkResource, lake
 
 
 @dg.job(
-    executor_def=ONE_PROCESS, description="The batch twin of word_count: counts all accepted texts and overwrites the table."
+    executor_def=ONE_PROCESS,
+    description="The batch twin of word_count: counts all accepted texts and overwrites the table.",
 )
 def rebuild_word_count() -> None:
     rebuild_all_words()
@@ -134,7 +136,8 @@ class MaintainConfig(dg.Config):
     """What is kept when tables are tidied."""
 
     retain_hours: int = Field(
-        default=168, description="Old versions of a table younger than this stay readable; 168 (a week) is Delta's least."
+        default=168,
+        description="Old versions of a table younger than this stay readable; 168 (a week) is Delta's least.",
     )
 
 
@@ -157,7 +160,9 @@ def maintain_all_tables(
         raise told(error) from error
 
 
-@dg.job(executor_def=ONE_PROCESS, description="Joins small files and deletes what no kept version needs, in every table.")
+@dg.job(
+    executor_def=ONE_PROCESS, description="Joins small files and deletes what no kept version needs, in every table."
+)
 def maintain_tables() -> None:
     maintain_all_tables()
 

@@ -16,12 +16,13 @@ def _is_own(record: logging.LogRecord) -> bool:
     return getattr(record, "dagster_meta", {}).get("dagster_event") is None
 
 
-@dg.logger(description="The platform's own lines, without Dagster's events.")
-def console(init_context: dg.InitLoggerContext) -> logging.Logger:  # noqa: ARG001
-    """A logger of one plain line per message."""
+def _console(init_context: dg.InitLoggerContext) -> logging.Logger:  # noqa: ARG001
     logger = logging.Logger("invoice_platform", logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OwnLine())
     handler.addFilter(_is_own)
     logger.addHandler(handler)
     return logger
+
+
+console = dg.LoggerDefinition(_console, description="The platform's own lines, without Dagster's events.")

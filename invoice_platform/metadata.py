@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -87,7 +87,7 @@ def source_offsets(summary: RunSummary) -> list[dict[str, Any]]:
     return list(segments.values())
 
 
-def preview_markdown(rows: list[Mapping[str, Any]], table: Table) -> dg.MarkdownMetadataValue:
+def preview_markdown(rows: Sequence[Mapping[str, Any]], table: Table) -> dg.MarkdownMetadataValue:
     """A few rows as a Markdown table; long cells are cut."""
 
     def cell(value: Any) -> str:

@@ -49,7 +49,9 @@ class SparkResource(dg.ConfigurableResource):
         default=None,
         description="sc://host:port of a warm Spark; SPARK_REMOTE, then this root's own server when up, when not given.",
     )
-    master: str | None = Field(default=None, description="Spark master of an embedded session; local[*] when not given.")
+    master: str | None = Field(
+        default=None, description="Spark master of an embedded session; local[*] when not given."
+    )
     conf: dict[str, str] = Field(
         default={},
         description="Any spark.* settings; they win over the platform's and over INVOICE_PLATFORM_SPARK_CONF.",

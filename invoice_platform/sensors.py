@@ -4,10 +4,11 @@ A run key would refuse for ever the second run of a key whose first run failed; 
 """
 
 import time
+from collections.abc import Sequence
 
 import dagster as dg
 
-from invoice_platform.assets.bronze import INVOICES_STREAM
+from invoice_platform.assets.silver import INVOICE_STREAMS
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError
 from invoice_platform.jobs import count_words, ingest_invoices
@@ -27,28 +28,34 @@ UNDER_WAY = [
 ]
 
 
-def ring(context: dg.SensorEvaluationContext, landing: LandingZone, stream: Stream, jobs: tuple[str, ...]) -> dg.SensorResult:
-    """Ask for a run of the first of `jobs` when files wait for `stream` and none of `jobs` is under way.
+def ring(
+    context: dg.SensorEvaluationContext, landing: LandingZone, streams: Sequence[Stream], jobs: tuple[str, ...]
+) -> dg.SensorResult:
+    """Ask for a run of the first of `jobs` when there is work for `streams` and none of `jobs` is under way.
 
-    Files wait in landing, or in `accepted/` when the run that admitted them failed.
+    Work are files in landing for the first stream, and whatever a run that failed has left undone: files admitted but not
+    streamed, versions of a table not yet read by the next stream.
     """
-    folder = landing.of(stream)
+    layout = landing.lakehouse.layout
     try:
-        scan = folder.scan()
+        scan = landing.of(streams[0]).scan()
     except PlatformError as error:
         return _skip(str(error))
-    pending = sum(p.files for p in folder.ledger.pending())
+    behind = [stream.name for stream in streams if stream.source.pending(layout, stream.name)]
     left = f"; left in landing: {', '.join(f'{f.name!r} ({f.reason})' for f in scan.left[:5])}" if scan.left else ""
-    if not pending and all(_busy(file.path) for file in scan.waiting):
+    if not behind and all(_busy(file.path) for file in scan.waiting):
         return _skip((f"{len(scan.waiting)} files still being written" if scan.waiting else "nothing new") + left)
 
+    work = f"{len(scan.waiting)} files in landing"
+    if behind:
+        work += f", streams behind: {', '.join(behind)}"
     for job in jobs:
         if runs := context.instance.get_runs(dg.RunsFilter(job_name=job, statuses=UNDER_WAY), limit=1):
-            return _skip(f"{len(scan.waiting) + pending} files wait; run {runs[0].run_id} of {job} is under way{left}")
+            return _skip(f"{work}; run {runs[0].run_id} of {job} is under way{left}")
     if (wait := _backoff(context.instance, jobs[0])) > 0:
-        return _skip(f"{len(scan.waiting) + pending} files wait; the last run failed, the next in {wait:.0f} s{left}")
-    context.log.info(f"{len(scan.waiting)} files in landing, {pending} accepted but not yet streamed{left}")
-    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"invoice_platform/files": str(len(scan.waiting) + pending)})])
+        return _skip(f"{work}; the last run failed, the next in {wait:.0f} s{left}")
+    context.log.info(work + left)
+    return dg.SensorResult(run_requests=[dg.RunRequest()])
 
 
 def _busy(path: object) -> bool:
@@ -78,10 +85,10 @@ def _backoff(instance: dg.DagsterInstance, job: str) -> float:
 @dg.sensor(job=ingest_invoices, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_invoices_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for ingest_invoices when files wait in landing/invoices; a continuous run admits files itself."""
-    return ring(context, landing, INVOICES_STREAM, ("ingest_invoices", "stream_invoices"))
+    return ring(context, landing, INVOICE_STREAMS, ("ingest_invoices", "stream_invoices"))
 
 
 @dg.sensor(job=count_words, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_text_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for count_words when files wait in landing/text."""
-    return ring(context, landing, WORD_COUNT_STREAM, ("count_words",))
+    return ring(context, landing, [WORD_COUNT_STREAM], ("count_words",))

@@ -39,7 +39,9 @@ def require_free_port(port: int, setting: str) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise PlatformError(f"port {port} is in use: end what listens there, or choose another with {setting}") from None
+            raise PlatformError(
+                f"port {port} is in use: end what listens there, or choose another with {setting}"
+            ) from None
 
 
 @contextmanager
@@ -119,12 +121,14 @@ def _make_tables_known(layout: Layout) -> None:
     """Put every table under the root into the metastore, which also wakes it up before the first run needs it."""
     session, _ = open_session(layout)
     try:
-        declare_existing(session, layout)
+        declare_existing(session, layout, moved=True)
     finally:
         session.stop()
 
 
-def end(process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS, first: signal.Signals = signal.SIGTERM) -> None:
+def end(
+    process: subprocess.Popen[bytes], seconds: float = STOP_SECONDS, first: signal.Signals = signal.SIGTERM
+) -> None:
     """End a process and all that it started: asked first, killed when it does not listen."""
     import psutil
 

@@ -72,21 +72,27 @@ class Platform:
 
     def write(self, name: str, *lines: str | bytes | dict[str, Any]) -> Path:
         """Write a file that is not landed yet."""
-        raw = [json.dumps(x).encode() if isinstance(x, dict) else x.encode() if isinstance(x, str) else x for x in lines]
+        raw = [
+            json.dumps(x).encode() if isinstance(x, dict) else x.encode() if isinstance(x, str) else x for x in lines
+        ]
         path = self.sources / name
         path.write_bytes(b"\n".join(raw))
         return path
 
     def run(self, job: str, config: dict[str, Any] | None = None, *, ok: bool = True) -> dg.ExecuteInProcessResult:
         """Run a job for real, on this root and its own Dagster instance."""
-        definition = dg.Definitions.merge(_without_resources(), dg.Definitions(resources=self.resources)).resolve_job_def(job)
+        definition = dg.Definitions.merge(
+            _without_resources(), dg.Definitions(resources=self.resources)
+        ).resolve_job_def(job)
         result = definition.execute_in_process(run_config=config or {}, instance=self.instance, raise_on_error=False)
         assert result.success is ok, [e.message for e in result.all_events if e.is_failure]
         return result
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         """Rows of a query over this root's tables; `{table}` stands for a table."""
-        tables = {p.name: f"delta.`{p}`" for p in self.layout.lakehouse.iterdir()} if self.layout.lakehouse.is_dir() else {}
+        tables = (
+            {p.name: f"delta.`{p}`" for p in self.layout.lakehouse.iterdir()} if self.layout.lakehouse.is_dir() else {}
+        )
         return [tuple(row) for row in self.spark.sql(query.format_map(tables)).collect()]
 
     def count(self, table: str) -> int:
@@ -116,7 +122,13 @@ def platform(tmp_path: Path, spark: SparkSession) -> Iterator[Platform]:
 def item(code: str = "458", price: float = 100.0, quantity: int = 1) -> dict[str, Any]:
     """A line item as landed."""
     total = round(price * quantity, 2)
-    return {"ItemCode": code, "ItemDescription": f"Item {code}", "ItemPrice": price, "ItemQty": quantity, "TotalValue": total}
+    return {
+        "ItemCode": code,
+        "ItemDescription": f"Item {code}",
+        "ItemPrice": price,
+        "ItemQty": quantity,
+        "TotalValue": total,
+    }
 
 
 def invoice(number: str, *items: dict[str, Any], **changes: Any) -> dict[str, Any]:

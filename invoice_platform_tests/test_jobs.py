@@ -58,7 +58,7 @@ def test_ingest_fills_the_tables_and_other_readers_see_the_same(platform: Platfo
 
     delta_rs = DeltaTable(str(platform.layout.table("invoice_line_items")))
     arrow = delta_rs.to_pyarrow_table()  # DuckDB reads it by its Python name
-    ((total, rows),) = duckdb.sql("SELECT sum(total_value), count(*) FROM arrow").fetchall()
+    ((total, rows),) = duckdb.connect().execute("SELECT sum(total_value), count(*) FROM arrow").fetchall()
     assert rows == items["dagster/row_count"] == platform.count("invoice_line_items")
     assert total == platform.sql("SELECT sum(total_value) FROM {invoice_line_items}")[0][0]
     assert isinstance(total, Decimal)
@@ -81,7 +81,9 @@ def test_a_materialization_shows_numbers_schema_preview_and_offsets(platform: Pl
     (covered,) = shown["source_offsets"]
     assert covered["segment"] == 1
     assert covered["end"]["reservoirVersion"] == 2
-    event = next(e for e in result.all_events if e.is_step_materialization and e.asset_key == dg.AssetKey("invoice_line_items"))
+    event = next(
+        e for e in result.all_events if e.is_step_materialization and e.asset_key == dg.AssetKey("invoice_line_items")
+    )
     tags = event.step_materialization_data.materialization.tags or {}
     assert tags["dagster/data_version"] == str(shown["delta_version"])
     left = made(result)["invoices"]
@@ -110,7 +112,9 @@ def test_checks_pass_on_what_is_whole_and_warn_of_what_is_odd(platform: Platform
     assert not again["line_totals_add_up"].passed, "with nothing new, what was said last still holds"
 
     platform.land("2.json", invoice("3"), invoice("2"))
-    found = checks(platform.run("ingest_invoices", {"ops": {"invoice_checks": {"config": {"max_quarantine_share": 0.5}}}}))
+    found = checks(
+        platform.run("ingest_invoices", {"ops": {"invoice_checks": {"config": {"max_quarantine_share": 0.5}}}})
+    )
     assert found["landed_is_accepted_plus_quarantined"].metadata["landed"].value == 6
     assert found["line_totals_add_up"].passed, "only new rows are looked at"
     assert found["invoice_numbers_sent_once"].metadata["invoice_numbers"].value == ["2"], "against all that ever came"
@@ -125,7 +129,9 @@ def test_a_lost_or_repeated_row_fails_the_blocking_check(platform: Platform, tab
     platform.layout.checked.unlink()
     path = platform.layout.table(table)
     if table == "invoices":
-        platform.spark.read.format("delta").load(str(path)).limit(1).write.format("delta").mode("append").save(str(path))
+        platform.spark.read.format("delta").load(str(path)).limit(1).write.format("delta").mode("append").save(
+            str(path)
+        )
     else:
         platform.spark.sql(f"DELETE FROM delta.`{path}`")
     result = platform.run("ingest_invoices", ok=False)
@@ -198,7 +204,11 @@ def test_a_trigger_that_ends_is_refused_by_the_continuous_job(platform: Platform
 
 @pytest.mark.slow
 def test_the_continuous_job_admits_files_while_it_runs_and_reports_materializations(platform: Platform) -> None:
-    config = {"ops": {"stream_all_invoices": {"config": {"trigger": "unspecified", "run_for_seconds": 20, "report_seconds": 1}}}}
+    config = {
+        "ops": {
+            "stream_all_invoices": {"config": {"trigger": "unspecified", "run_for_seconds": 20, "report_seconds": 1}}
+        }
+    }
     platform.land("1.json", invoice("1"))
     results: list[dg.ExecuteInProcessResult] = []
     thread = threading.Thread(target=lambda: results.append(platform.run("stream_invoices", config)))
@@ -206,7 +216,9 @@ def test_the_continuous_job_admits_files_while_it_runs_and_reports_materializati
     try:
         wait_until(lambda: _rows(platform, "invoices") == 1 or not thread.is_alive(), 120, "the first file")
         platform.land("2.json", invoice("2"), "bad")
-        wait_until(lambda: _rows(platform, "quarantined_invoices") == 1 or not thread.is_alive(), 120, "the second file")
+        wait_until(
+            lambda: _rows(platform, "quarantined_invoices") == 1 or not thread.is_alive(), 120, "the second file"
+        )
     finally:
         thread.join(180)
     (result,) = results

@@ -119,7 +119,8 @@ def test_a_file_open_for_writing_stays_until_it_is_closed(folder: LandingFolder)
 
 
 @pytest.mark.parametrize(
-    "name", ["a b.json", "new\nline.json", "emoji-😀.json", "a#b%20c:d.json", "_x.json", "ünï.json", "k=1.json", "x" * 240]
+    "name",
+    ["a b.json", "new\nline.json", "emoji-😀.json", "a#b%20c:d.json", "_x.json", "ünï.json", "k=1.json", "x" * 240],
 )
 def test_any_other_name_is_admitted_under_a_name_that_spark_reads(folder: LandingFolder, name: str) -> None:
     drop(folder, name)

@@ -38,7 +38,9 @@ def numbers(platform: Platform) -> list[str]:
 
 def short_segments(files: int) -> Stream:
     """The invoices stream, with segments of a few files."""
-    return Stream("invoices", LandedFiles("invoices", segment_files=files), INVOICES_STREAM.transform, INVOICES_STREAM.sink)
+    return Stream(
+        "invoices", LandedFiles("invoices", segment_files=files), INVOICES_STREAM.transform, INVOICES_STREAM.sink
+    )
 
 
 def test_two_files_one_at_a_time_are_two_micro_batches_in_order_of_arrival(platform: Platform) -> None:
@@ -114,7 +116,9 @@ def test_a_two_second_interval_takes_up_each_file_as_it_lands(platform: Platform
         for n in range(1, 4):
             platform.land(f"{n}.json", invoice(str(n), item(), item()))
             wait_until(
-                lambda n=n: "error" in done or ((t := facts(platform.layout.table("invoice_line_items"))) and t.rows == 2 * n),
+                lambda n=n: (
+                    "error" in done or ((t := facts(platform.layout.table("invoice_line_items"))) and t.rows == 2 * n)
+                ),
                 60,
                 f"line items of file {n}",
             )
@@ -223,7 +227,8 @@ def test_word_count_adds_up_over_runs_and_equals_its_batch_twin(platform: Platfo
 def rows(platform: Platform) -> dict[str, list[str]]:
     """Every row of the invoice tables as text, sorted, repeats kept."""
     return {
-        s.table.name: sorted(str(row) for row in platform.sql(f"SELECT * FROM {{{s.table.name}}}")) for s in INVOICE_STREAMS
+        s.table.name: sorted(str(row) for row in platform.sql(f"SELECT * FROM {{{s.table.name}}}"))
+        for s in INVOICE_STREAMS
     }
 
 
@@ -242,7 +247,11 @@ def test_a_rebuild_equals_the_streams_row_for_row_and_the_streams_go_on(platform
     platform.land("3.json", invoice("4", item("a"), item("b")), "worse")
     assert [s.rows_added for s in run_all(platform)] == [2, 2, 1], "nothing that comes after is lost"
     assert [n for n in platform.sql("SELECT InvoiceNumber FROM {invoices} WHERE reason IS NULL ORDER BY 1")] == [
-        ("1",), ("2",), ("2",), ("3",), ("4",)
+        ("1",),
+        ("2",),
+        ("2",),
+        ("3",),
+        ("4",),
     ]
     assert platform.count("invoices") == 7
 
@@ -289,13 +298,20 @@ def test_a_rebuild_of_nothing_says_so(platform: Platform) -> None:
 
 @pytest.mark.parametrize(
     ("text", "plain"),
-    [("available_now", "available_now"), (" Unspecified ", "unspecified"), ("30 seconds", "30 seconds"), ("1 Minute", "1 minutes")],
+    [
+        ("available_now", "available_now"),
+        (" Unspecified ", "unspecified"),
+        ("30 seconds", "30 seconds"),
+        ("1 Minute", "1 minutes"),
+    ],
 )
 def test_triggers_are_read_in_their_three_forms(text: str, plain: str) -> None:
     assert Trigger.parse(text).text == plain
 
 
-@pytest.mark.parametrize("text", ["", "once", "30", "seconds", "0 seconds", "-1 second", "1 fortnight", "1 second; DROP"])
+@pytest.mark.parametrize(
+    "text", ["", "once", "30", "seconds", "0 seconds", "-1 second", "1 fortnight", "1 second; DROP"]
+)
 def test_a_wrong_trigger_is_refused_before_any_spark(text: str) -> None:
     with pytest.raises(PlatformError, match=r"trigger=.* is not a trigger: use 'available_now', an interval such as"):
         Trigger.parse(text)

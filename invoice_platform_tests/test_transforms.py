@@ -124,15 +124,28 @@ def test_every_kind_of_generated_fault_is_refused_and_no_good_invoice_is(spark: 
 
 
 def test_line_items_are_numbered_from_one_and_carry_the_invoice(spark: SparkSession) -> None:
-    address = {"AddressLine": "1, Road", "City": "Pune", "ContactNumber": "0", "PinCode": "411001", "State": "Maharashtra"}
-    document = invoice("9", item("a", 10.0, 2), item("b", 2.5, 3), DeliveryType="HOME-DELIVERY", DeliveryAddress=address)
-    first, second = flatten_invoices(parse_invoices(lines(spark, json.dumps(document)))).orderBy("line_number").collect()
+    address = {
+        "AddressLine": "1, Road",
+        "City": "Pune",
+        "ContactNumber": "0",
+        "PinCode": "411001",
+        "State": "Maharashtra",
+    }
+    document = invoice(
+        "9", item("a", 10.0, 2), item("b", 2.5, 3), DeliveryType="HOME-DELIVERY", DeliveryAddress=address
+    )
+    first, second = (
+        flatten_invoices(parse_invoices(lines(spark, json.dumps(document)))).orderBy("line_number").collect()
+    )
     assert (first.line_number, first.item_code, first.total_value) == (1, "a", Decimal("20.00"))
     assert (second.line_number, second.item_code, second.item_qty) == (2, "b", 3)
     assert (first.city, first.state, first.pin_code) == ("Pune", "Maharashtra", "411001")
-    (created,) = flatten_invoices(parse_invoices(lines(spark, json.dumps(document)))).selectExpr(
-        "CAST(created_time AS STRING)"
-    ).distinct().collect()
+    (created,) = (
+        flatten_invoices(parse_invoices(lines(spark, json.dumps(document))))
+        .selectExpr("CAST(created_time AS STRING)")
+        .distinct()
+        .collect()
+    )
     assert created[0] == "2024-03-01 12:00:00", "UTC"
 
 

@@ -30,7 +30,8 @@ class StreamConfig(dg.Config):
     )
     max_files_per_trigger: int = Field(default=MAX_FILES_PER_TRIGGER, description="Files a micro-batch, at most.")
     run_for_seconds: float | None = Field(
-        default=None, description="When a continuous run (an interval, or unspecified) ends; until cancelled when not given."
+        default=None,
+        description="When a continuous run (an interval, or unspecified) ends; until cancelled when not given.",
     )
 
     def settings(self) -> RunSettings:
@@ -53,7 +54,9 @@ def log_batch(log: Any) -> Any:
 
     def write(stream: str, batch: MicroBatch) -> None:
         seconds = batch.milliseconds.get("triggerExecution", 0) / 1000
-        log.info(f"{stream}: micro-batch {batch.number} of segment {batch.segment}: {batch.rows} rows in {seconds:.2f} s")
+        log.info(
+            f"{stream}: micro-batch {batch.number} of segment {batch.segment}: {batch.rows} rows in {seconds:.2f} s"
+        )
 
     return write
 
@@ -113,7 +116,8 @@ def stream_asset(
             raise told(error) from error
         log_admission(context.log, summary)
         return dg.MaterializeResult(
-            metadata=run_metadata(summary, stream.table, layout) | {"dagster/uri": layout.table(stream.table.name).as_uri()},
+            metadata=run_metadata(summary, stream.table, layout)
+            | {"dagster/uri": layout.table(stream.table.name).as_uri()},
             data_version=data_version(summary),
         )
 

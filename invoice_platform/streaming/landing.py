@@ -196,7 +196,7 @@ class LandingFolder:
         (self.accepted / segment_name(segment)).mkdir(parents=True, exist_ok=True)
         for path, file in moves:
             # Fresh before the rename: Spark ignores a file 7 days older than the newest it saw, for ever.
-            os.utime(path, ns=(file.accepted_ms * 1_000_000,) * 2)
+            os.utime(path, ns=(file.accepted_ms * 1_000_000, file.accepted_ms * 1_000_000))
             try:
                 os.rename(path, self.ledger.path_of(file))
             except OSError as error:

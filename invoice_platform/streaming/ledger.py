@@ -146,7 +146,9 @@ class Ledger:
             for start in range(0, len(wanted), 500):
                 some = wanted[start : start + 500]
                 marks = ",".join("?" * len(some))
-                found.update(row[0] for row in connection.execute(f"SELECT key FROM files WHERE key IN ({marks})", some))
+                found.update(
+                    row[0] for row in connection.execute(f"SELECT key FROM files WHERE key IN ({marks})", some)
+                )
         return found
 
     def last_accepted_ms(self) -> int:
@@ -201,7 +203,9 @@ class Ledger:
                 "JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND f.state = 'accepted' "
                 "GROUP BY s.number ORDER BY s.number"
             ).fetchall()
-        return [Pending(n, bool(closed), through, files, size, records) for n, closed, through, files, size, records in rows]
+        return [
+            Pending(n, bool(closed), through, files, size, records) for n, closed, through, files, size, records in rows
+        ]
 
     def drained(self, segment: int, through: int) -> None:
         """Write down that the stream has committed every file of `segment` up to the id `through`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -146,6 +147,7 @@ def open_session(
     for name in conf:
         if not name.startswith("spark."):
             raise PlatformError(f"conf: {name!r} is not a Spark setting; names begin with 'spark.'")
+    _quieten_pyspark()
     remote = remote or os.environ.get(REMOTE_VARIABLE)
     if remote is None:
         if (existing := _existing()) is not None:
@@ -156,6 +158,14 @@ def open_session(
     if remote is not None:
         return _connect(layout, remote, extra_settings() | conf), True
     return _embed(layout, master or "local[*]", extra_settings() | conf), True
+
+
+def _quieten_pyspark() -> None:
+    """Keep PySpark from printing each error as a line of JSON beside raising it."""
+    from pyspark.logger import PySparkLogger
+
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _existing() -> SparkSession | None:

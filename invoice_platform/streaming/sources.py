@@ -121,9 +121,7 @@ class DeltaTable:
         `version` must be followed by a commit already (Delta cannot start at a version to come).
         """
         segment = self._state(layout, stream)["segment"] + 1
-        self._write_state(
-            layout, stream, segment=segment, starting_version=version + 1, drained_version=version
-        )
+        self._write_state(layout, stream, segment=segment, starting_version=version + 1, drained_version=version)
 
     def read_stream(self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, max_files: int) -> DataFrame:
         """The table as a stream, at most `max_files` of its files a micro-batch."""

@@ -22,11 +22,11 @@ from invoice_platform.streaming.sinks import DeltaSink
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg
 from invoice_platform.streaming.state import read_state
 from invoice_platform.streaming.tables import Table, TableFacts, facts
-from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
+from invoice_platform.streaming.trigger import Trigger
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming import StreamingQuery
+    from pyspark.sql.streaming.query import StreamingQuery
 
 MAX_FILES_PER_TRIGGER = 1_000
 POLL_SECONDS = 0.1
@@ -60,7 +60,7 @@ class RunSettings:
         When a number is not positive.
     """
 
-    trigger: Trigger = Trigger(AVAILABLE_NOW)
+    trigger: Trigger = field(default_factory=Trigger)
     max_files_per_trigger: int = MAX_FILES_PER_TRIGGER
     run_for_seconds: float | None = None
     """When a continuous run ends; None: when it is cancelled."""
@@ -126,6 +126,10 @@ class RunSummary:
         return phases
 
 
+def _ignore(*told: object) -> None:
+    """Where nobody wants to be told."""
+
+
 OnBatch = Callable[[str, MicroBatch], None]
 OnReport = Callable[[RunSummary], None]
 OpenSession = Callable[[], "SparkSession"]
@@ -134,7 +138,9 @@ OpenSession = Callable[[], "SparkSession"]
 class _StreamRun:
     """One stream in one run: its query, and what it has done so far."""
 
-    def __init__(self, stream: Stream, layout: Layout, settings: RunSettings, spark: OpenSession, on_batch: OnBatch) -> None:
+    def __init__(
+        self, stream: Stream, layout: Layout, settings: RunSettings, spark: OpenSession, on_batch: OnBatch
+    ) -> None:
         self.stream = stream
         self.layout = layout
         self.settings = settings
@@ -193,7 +199,7 @@ class _StreamRun:
         for leg in legs:
             try:
                 with self._told_apart():
-                    query = self._start(leg, Trigger(AVAILABLE_NOW))
+                    query = self._start(leg, Trigger())
                 while self.poll():
                     time.sleep(POLL_SECONDS)
                 if error := query.exception():
@@ -256,7 +262,7 @@ class _StreamRun:
             batch = MicroBatch(
                 number=progress["batchId"],
                 segment=self._leg.segment,
-                rows=progress["numInputRows"],
+                rows=sum(s["numInputRows"] for s in progress["sources"]),  # over Connect the sum is not given
                 start_offset=_offset(source["startOffset"]),
                 end_offset=_offset(source["endOffset"]),
                 milliseconds=dict(progress["durationMs"]),
@@ -302,8 +308,8 @@ def run_streams(
     settings: RunSettings,
     *,
     run: str,
-    on_batch: OnBatch = lambda stream, batch: None,
-    on_report: OnReport = lambda summary: None,
+    on_batch: OnBatch = _ignore,
+    on_report: OnReport = _ignore,
     report_seconds: float = REPORT_SECONDS,
     told_to_stop: Callable[[], bool] = lambda: False,
 ) -> list[RunSummary]:

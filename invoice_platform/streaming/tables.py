@@ -76,16 +76,22 @@ def tables_on_disk(layout: Layout) -> list[str]:
     return sorted(folder.name for folder in layout.lakehouse.iterdir() if (folder / "_delta_log").is_dir())
 
 
-def declare_existing(spark: SparkSession, layout: Layout) -> list[str]:
+def declare_existing(spark: SparkSession, layout: Layout, *, moved: bool = False) -> list[str]:
     """Make every table under the root known by name in this session's catalog; their names.
 
-    A name that the catalog knows from another place (the root was moved) is pointed here; no data is touched.
+    Parameters
+    ----------
+    moved : bool
+        Look whether the catalog knows a table from another place (a root that was moved brings its metastore with it),
+        and point it here; no data is touched.
     """
     known = {table.name for table in spark.catalog.listTables()}
     names = tables_on_disk(layout)
     for name in names:
         location = layout.table(name)
         if name in known:
+            if not moved:
+                continue
             details = spark.sql(f"DESCRIBE EXTENDED `{name}`").where("col_name = 'Location'").collect()
             if details and details[0]["data_type"].removeprefix("file:").rstrip("/") == str(location):
                 continue

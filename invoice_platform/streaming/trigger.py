@@ -17,7 +17,7 @@ _INTERVAL = re.compile(r"\s*(\d+)\s*(millisecond|second|minute|hour)s?\s*", re.I
 class Trigger:
     """`available_now` (all that is new, then stop), an interval such as `30 seconds`, or `unspecified` (no pause)."""
 
-    text: str
+    text: str = AVAILABLE_NOW
 
     @classmethod
     def parse(cls, text: str) -> Trigger:

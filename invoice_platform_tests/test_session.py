@@ -1,0 +1,117 @@
+"""Sessions: which one is opened, with what settings, and what a person is told when none can be."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from invoice_platform.errors import PlatformError
+from invoice_platform.resources import Lakehouse, SparkResource
+from invoice_platform.server import require_free_port
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.session import WarmServer, extra_settings, open_session, spark_settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout.at(tmp_path)
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """A port on which something that is no Spark listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_the_session_has_the_settings_for_small_runs(spark: SparkSession) -> None:
+    wanted = {
+        "spark.sql.session.timeZone": "UTC",
+        "spark.ui.enabled": "false",
+        "spark.databricks.delta.snapshotPartitions": "1",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+        "spark.sql.files.openCostInBytes": "65536",
+    }
+    assert {name: spark.conf.get(name) for name in wanted} == wanted
+
+
+def test_sigint_is_given_back_to_whom_it_belonged(spark: SparkSession) -> None:  # noqa: ARG001
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "pytest's own, not PySpark's"
+
+
+def test_a_session_that_is_there_is_used_and_left_alone(spark: SparkSession, layout: Layout) -> None:
+    resource = SparkResource(lakehouse=Lakehouse(root=str(layout.root)), conf={"spark.sql.shuffle.partitions": "3"})
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    try:
+        assert resource.session() is spark
+        assert spark.conf.get("spark.sql.shuffle.partitions") == "3"
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", before or "2")
+    resource.teardown_after_execution(None)  # type: ignore[arg-type]
+    assert spark.range(3).count() == 3
+
+
+def test_another_thread_finds_the_same_session_and_does_not_own_it(spark: SparkSession, layout: Layout) -> None:
+    found: list[tuple[SparkSession, bool]] = []
+    thread = threading.Thread(target=lambda: found.append(open_session(layout)))
+    thread.start()
+    thread.join()
+    assert found == [(spark, False)]
+
+
+def test_a_static_setting_in_a_running_spark_is_refused_with_the_remedy(spark: SparkSession, layout: Layout) -> None:  # noqa: ARG001
+    with pytest.raises(PlatformError, match=r"spark.sql.extensions cannot be changed .*INVOICE_PLATFORM_SPARK_CONF"):
+        open_session(layout, conf={"spark.sql.extensions": "x"})
+
+
+def test_settings_from_the_environment_win_and_are_checked(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    monkeypatch.setenv("INVOICE_PLATFORM_SPARK_CONF", "spark.ui.enabled=true 'spark.app.name=two words'")
+    assert (spark_settings(layout) | extra_settings())["spark.ui.enabled"] == "true"
+    assert extra_settings()["spark.app.name"] == "two words"
+    monkeypatch.setenv("INVOICE_PLATFORM_SPARK_CONF", "ui.enabled=true")
+    with pytest.raises(PlatformError, match=r"INVOICE_PLATFORM_SPARK_CONF: 'ui.enabled=true' is not spark"):
+        extra_settings()
+    with pytest.raises(PlatformError, match="'ui.enabled' is not a Spark setting"):
+        open_session(layout, conf={"ui.enabled": "true"})
+
+
+@pytest.mark.parametrize(
+    ("remote", "message"),
+    [
+        ("http://localhost:1", r"SPARK_REMOTE=http://localhost:1: give sc://host:port"),
+        ("sc://localhost:1", r"no Spark answers there; start one \(`make up` .*unset SPARK_REMOTE"),
+    ],
+)
+def test_a_server_that_is_not_there_is_said_at_once(layout: Layout, remote: str, message: str) -> None:
+    with pytest.raises(PlatformError, match=message):
+        open_session(layout, remote=remote)
+
+
+def test_what_a_dead_server_left_is_passed_over(layout: Layout, listener: int) -> None:
+    assert WarmServer.of(layout) is None
+    WarmServer(pid=2**22 + 1, port=listener, token="t", started_at="").write(layout)
+    assert WarmServer.of(layout) is None
+    assert layout.server_file.stat().st_mode & 0o077 == 0, "it holds a token"
+    layout.server_file.write_text("{broken")
+    assert WarmServer.of(layout) is None
+
+
+def test_a_port_in_use_names_the_option(listener: int) -> None:
+    with pytest.raises(PlatformError, match=rf"port {listener} is in use: .* --ui-port"):
+        require_free_port(listener, "--ui-port")
+
+
+def test_a_root_that_is_a_url_is_refused() -> None:
+    with pytest.raises(PlatformError, match="only a local folder works so far"):
+        Layout.at("s3a://bucket/root")
