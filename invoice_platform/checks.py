@@ -123,7 +123,6 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: str) -> NewRows:
     ],
 )
 def invoice_checks(
-    context: dg.AssetCheckExecutionContext,
     config: CheckConfig,
     spark: SparkResource,
     landing: LandingZone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import yaml
@@ -60,8 +61,8 @@ def test_the_jobs_are_named_as_users_rely_on_and_run_in_one_process() -> None:
 def test_every_stream_takes_the_same_three_settings() -> None:
     for asset in defs.assets or []:
         assert isinstance(asset, dg.AssetsDefinition)
-        config = asset.node_def.config_schema.config_type  # type: ignore[union-attr]
-        assert set(config.fields) == {"trigger", "max_files_per_trigger", "run_for_seconds"}
+        node: Any = asset.node_def
+        assert set(node.config_schema.config_type.fields) == {"trigger", "max_files_per_trigger", "run_for_seconds"}
 
 
 def test_line_items_have_the_columns_that_users_rely_on() -> None:

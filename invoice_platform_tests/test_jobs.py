@@ -40,7 +40,8 @@ def settings(**values: Any) -> dict[str, Any]:
 
 def why(result: dg.ExecuteInProcessResult, step: str) -> str:
     data = result.failure_data_for_node(step)
-    assert data is not None and data.user_failure_data is not None
+    assert data is not None
+    assert data.user_failure_data is not None
     return data.user_failure_data.description or ""
 
 
@@ -57,8 +58,8 @@ def test_ingest_fills_the_tables_and_other_readers_see_the_same(platform: Platfo
     assert (invoices["files"], invoices["bytes"]) == (2, sum(f.stat().st_size for f in files))
 
     delta_rs = DeltaTable(str(platform.layout.table("invoice_line_items")))
-    arrow = delta_rs.to_pyarrow_table()  # DuckDB reads it by its Python name
-    ((total, rows),) = duckdb.connect().execute("SELECT sum(total_value), count(*) FROM arrow").fetchall()
+    duck = duckdb.connect().register("arrow", delta_rs.to_pyarrow_table())
+    ((total, rows),) = duck.execute("SELECT sum(total_value), count(*) FROM arrow").fetchall()
     assert rows == items["dagster/row_count"] == platform.count("invoice_line_items")
     assert total == platform.sql("SELECT sum(total_value) FROM {invoice_line_items}")[0][0]
     assert isinstance(total, Decimal)

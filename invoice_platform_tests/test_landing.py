@@ -88,7 +88,7 @@ def test_a_temporary_name_stays_with_a_reason(folder: LandingFolder, name: str) 
     assert "temporary" in reasons(folder)[name]
 
 
-def test_what_is_no_readable_file_stays_with_a_reason(folder: LandingFolder, tmp_path: Path) -> None:
+def test_what_is_no_readable_file_stays_with_a_reason(folder: LandingFolder) -> None:
     drop(folder, "empty.json", b"")
     (folder.folder / "folder").mkdir()
     (folder.folder / "link.json").symlink_to(drop(folder, "x.bz2"))
@@ -163,7 +163,7 @@ def test_a_crash_before_the_rename_leaves_the_file_to_the_next_admission(
 ) -> None:
     drop(folder, "a.json")
 
-    def crash(*paths: object) -> None:
+    def crash(*paths: object) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

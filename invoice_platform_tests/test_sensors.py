@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 
 from invoice_platform import sensors
-from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.silver import INVOICE_STREAMS
 from invoice_platform.definitions import defs
 from invoice_platform.resources import Lakehouse, LandingZone
+from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.sources import Leg
 
@@ -121,7 +121,7 @@ def test_after_a_failed_run_it_waits_a_little_and_asks_again(bell: Bell, monkeyp
 
 def test_files_that_a_failed_run_had_admitted_ring_too(bell: Bell) -> None:
     (bell.folder / "a.json").write_text("{}")
-    INVOICES_STREAM.source.landing(bell.layout, "invoices").admit()  # type: ignore[union-attr]
+    LandingFolder(bell.layout, "invoices", "invoices").admit()
     assert list(bell.folder.iterdir()) == []
     assert bell.rings()
 

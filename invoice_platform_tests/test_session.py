@@ -82,7 +82,7 @@ def test_settings_from_the_environment_win_and_are_checked(monkeypatch: pytest.M
     monkeypatch.setenv("INVOICE_PLATFORM_SPARK_CONF", "ui.enabled=true")
     with pytest.raises(PlatformError, match=r"INVOICE_PLATFORM_SPARK_CONF: 'ui.enabled=true' is not spark"):
         extra_settings()
-    with pytest.raises(PlatformError, match="'ui.enabled' is not a Spark setting"):
+    with pytest.raises(PlatformError, match=r"'ui\.enabled' is not a Spark setting"):
         open_session(layout, conf={"ui.enabled": "true"})
 
 

@@ -13,6 +13,7 @@ from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.silver import INVOICE_STREAMS, LINE_ITEMS_STREAM
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError, StreamFailed, StreamLocked
+from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.rebuild import rebuild
 from invoice_platform.streaming.sources import LandedFiles
@@ -22,13 +23,14 @@ from invoice_platform.streaming.trigger import Trigger
 from invoice_platform_tests.conftest import Platform, invoice, item, wait_until
 
 ONE_FILE = RunSettings(max_files_per_trigger=1)
+ALL_FILES = RunSettings()
 
 
-def run(platform: Platform, stream: Stream = INVOICES_STREAM, settings: RunSettings = RunSettings()) -> RunSummary:
+def run(platform: Platform, stream: Stream = INVOICES_STREAM, settings: RunSettings = ALL_FILES) -> RunSummary:
     return run_stream(stream, platform.open, platform.layout, settings, run="test")
 
 
-def run_all(platform: Platform, settings: RunSettings = RunSettings()) -> list[RunSummary]:
+def run_all(platform: Platform, settings: RunSettings = ALL_FILES) -> list[RunSummary]:
     return run_streams(INVOICE_STREAMS, platform.open, platform.layout, settings, run="test")
 
 
@@ -246,7 +248,7 @@ def test_a_rebuild_equals_the_streams_row_for_row_and_the_streams_go_on(platform
     assert [s.rows_added for s in run_all(platform)] == [0, 0, 0], "nothing is read twice"
     platform.land("3.json", invoice("4", item("a"), item("b")), "worse")
     assert [s.rows_added for s in run_all(platform)] == [2, 2, 1], "nothing that comes after is lost"
-    assert [n for n in platform.sql("SELECT InvoiceNumber FROM {invoices} WHERE reason IS NULL ORDER BY 1")] == [
+    assert platform.sql("SELECT InvoiceNumber FROM {invoices} WHERE reason IS NULL ORDER BY 1") == [
         ("1",),
         ("2",),
         ("2",),
@@ -260,7 +262,7 @@ def test_a_rebuild_takes_in_files_that_no_stream_has_read_and_they_are_not_read_
     platform.land("1.json", invoice("1"))
     run_all(platform)
     platform.land("2.json", invoice("2"))
-    INVOICES_STREAM.source.landing(platform.layout, "invoices").admit()  # accepted, and the run ended there
+    LandingFolder(platform.layout, "invoices", "invoices").admit()  # accepted, and the run ended there
     rebuild(INVOICE_STREAMS, platform.open, platform.layout, run="test")
     assert numbers(platform) == ["1", "2"]
     run_all(platform)
@@ -275,7 +277,7 @@ def test_an_interrupted_rebuild_is_refused_by_the_streams_until_it_is_finished(
     run_all(platform)
     before = rows(platform)
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

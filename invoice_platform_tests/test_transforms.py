@@ -52,7 +52,7 @@ def test_a_valid_record_is_kept_as_landed_without_its_raw_text(spark: SparkSessi
     assert (row.reason, row.raw) == (None, None)
     assert row.InvoiceNumber == "7"
     assert row.TotalAmount == Decimal("21.00")
-    assert row.CGST == Decimal("191.4750"), "float noise is rounded half up at the fourth decimal"
+    assert Decimal("191.4750") == row.CGST, "float noise is rounded half up at the fourth decimal"
     assert row.InvoiceLineItems[0].ItemPrice == Decimal("10.50")
 
 

@@ -98,7 +98,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
     made = Root(tmp_path_factory.mktemp("up") / "root")
     (file,) = write_files(made.path.parent, files=1, invoices_per_file=40, seed=11)
     made.command("land", str(file))
-    execute = [sys.executable, "-m", "dagster", "job", "execute", "-m", "invoice_platform.definitions", "-j", "ingest_invoices"]
+    execute = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "job",
+        "execute",
+        "-m",
+        "invoice_platform.definitions",
+        "-j",
+        "ingest_invoices",
+    ]
     done = subprocess.run(
         execute,
         env=made.environment | {"DAGSTER_HOME": str(made.path.parent)},
@@ -177,9 +187,7 @@ def test_tables_made_before_are_known_by_name_to_every_client_of_the_warm_spark(
 def test_a_landed_file_is_in_the_tables_without_anyone_touching_anything(root: Root, up: Up) -> None:
     before = root.rows("invoice_line_items")
     root.land("by-sensor.json", invoice("90001"), invoice("90002"))
-    wait_until(
-        lambda: root.rows("invoice_line_items") == before + 2, 180, "the landed file"
-    )
+    wait_until(lambda: root.rows("invoice_line_items") == before + 2, 180, "the landed file")
     assert root.sql("SELECT InvoiceNumber FROM invoices WHERE length(InvoiceNumber) = 5 ORDER BY 1") == [
         "90001",
         "90002",

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.streaming.ledger import AcceptedFile, Ledger
 from invoice_platform.streaming.layout import Layout, segment_name
+from invoice_platform.streaming.ledger import AcceptedFile, Ledger
 
 SEGMENT_FILES = 1_000
 """A segment that holds so many files takes no more at the next admission: Spark re-reads the list of all files that

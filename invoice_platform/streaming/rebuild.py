@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles
 from invoice_platform.streaming.state import write_state

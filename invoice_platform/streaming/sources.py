@@ -123,7 +123,14 @@ class DeltaTable:
         segment = self._state(layout, stream)["segment"] + 1
         self._write_state(layout, stream, segment=segment, starting_version=version + 1, drained_version=version)
 
-    def read_stream(self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, max_files: int) -> DataFrame:
+    def read_stream(
+        self,
+        spark: SparkSession,
+        layout: Layout,
+        stream: str,
+        leg: Leg,  # noqa: ARG002
+        max_files: int,
+    ) -> DataFrame:
         """The table as a stream, at most `max_files` of its files a micro-batch."""
         reader = spark.readStream.option("maxFilesPerTrigger", max_files)
         starting = self._state(layout, stream)["starting_version"]
