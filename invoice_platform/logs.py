@@ -13,7 +13,10 @@ class _OwnLine(logging.Formatter):
 
 
 def _is_own(record: logging.LogRecord) -> bool:
-    return getattr(record, "dagster_meta", {}).get("dagster_event") is None
+    # The engine's word on steps after a failed one only repeats the failure.
+    return getattr(record, "dagster_meta", {}).get("dagster_event") is None and not record.getMessage().count(
+        "Dependencies for step "
+    )
 
 
 def _console(init_context: dg.InitLoggerContext) -> logging.Logger:  # noqa: ARG001

@@ -44,11 +44,9 @@ def prepare(layout: Layout) -> None:
 def instance(layout: Layout) -> Iterator[DagsterInstance]:
     """The Dagster instance of this root (or of `DAGSTER_HOME`), so that history is in one place however a job was started."""
     prepare(layout)
-    os.environ.setdefault("DAGSTER_HOME", str(layout.dagster_home))
-    os.environ[ROOT_VARIABLE] = str(layout.root)
     import dagster as dg
 
-    with dg.DagsterInstance.get() as found:
+    with dg.DagsterInstance.from_config(os.environ.get("DAGSTER_HOME") or str(layout.dagster_home)) as found:
         yield found
 
 

@@ -6,7 +6,7 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from invoice_platform.streaming.landing import LandingFolder
-from invoice_platform.streaming.layout import Layout, root_from_environment
+from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.sources import LandedFiles
 from invoice_platform.streaming.stream import Stream
 
@@ -14,8 +14,8 @@ from invoice_platform.streaming.stream import Stream
 class Lakehouse(dg.ConfigurableResource):
     """Where tables and checkpoints are."""
 
-    root: str = Field(
-        default_factory=root_from_environment,
+    root: str | None = Field(
+        default=None,
         description="The platform's root, a local folder; INVOICE_PLATFORM_ROOT or the project's data/ when not given.",
     )
 

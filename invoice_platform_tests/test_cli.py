@@ -79,8 +79,6 @@ def test_what_cannot_be_done_is_one_line_that_names_the_setting(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
-    (tmp_path / "dagster").mkdir()
     assert message in refused(monkeypatch, capsys, *words)
 
 
