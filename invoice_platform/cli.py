@@ -154,18 +154,15 @@ def sql(
     format: Annotated[Format, typer.Option(help="How rows are printed.")] = Format.table,
 ) -> None:
     """Ask the tables; uses the warm Spark when one is up for this root, else an embedded one. Times are UTC."""
-    from pyspark.errors import PySparkException
-
-    from invoice_platform.streaming.session import open_session
+    from invoice_platform.streaming.session import open_session, spark_errors
     from invoice_platform.streaming.tables import declare_existing
 
     layout = Layout.at()
     session, owned = open_session(layout)
     try:
-        declare_existing(session, layout)
-        _print_rows(session.sql(query), format)
-    except PySparkException as error:
-        raise PlatformError(f"sql: {first_line(error)}") from None
+        with spark_errors("sql", layout):
+            declare_existing(session, layout)
+            _print_rows(session.sql(query), format)
     finally:
         if owned:
             session.stop()
@@ -268,13 +265,13 @@ def up(
     layout = Layout.at()
     with until_told():
         say.print("starting a warm Spark and Dagster …")
-        with everything(layout, spark_port, ui_port) as url:
-            print(url)
+        with everything(layout, spark_port, ui_port) as running:
+            print(running.url)
             say.print(
                 f"drop files into {layout.root / 'landing'}/invoices or /text; logs in {layout.logs}. Ctrl-C ends all.",
                 soft_wrap=True,
             )
-            threading.Event().wait()
+            running.wait()
 
 
 @app.command()
@@ -285,17 +282,21 @@ def demo() -> None:
     run_demo(Layout.at(), Path(__file__).resolve().parents[1] / "data" / "samples", out, say)
 
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a service manager, a terminal that was closed."""
+
+
 @contextmanager
 def until_told() -> Iterator[None]:
-    """A block that Ctrl-C or SIGTERM ends, in order; a second one while things are being ended changes nothing."""
+    """A block that one of `ENDINGS` ends, in order; a second one while things are being ended changes nothing."""
 
     def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDINGS:
             signal.signal(number, signal.SIG_IGN)
         say.print("ending …")
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in ENDINGS}
     try:
         yield
     except KeyboardInterrupt:

@@ -1,23 +1,28 @@
 """What can be run: by hand, by schedule, by sensor. Every job runs in one process, so that it has one Spark session."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.factory import (
     StreamConfig,
     checkpoint_pool,
+    downstream,
     log_admission,
     log_batch,
     materialization,
     told,
 )
-from invoice_platform.assets.silver import INVOICE_STREAMS
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
-from invoice_platform.errors import PlatformError
+from invoice_platform.errors import PlatformError, StreamLocked
 from invoice_platform.resources import Lakehouse, SparkResource
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.rebuild import rebuild
+from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.stream import REPORT_SECONDS, RunSummary, Stream, run_streams
 from invoice_platform.streaming.tables import declare_existing, facts
 
@@ -61,7 +66,8 @@ def stream_all_invoices(
         if summary.batches or summary.rows_added:
             context.log_event(materialization(summary, by_name[summary.stream], lakehouse))
 
-    by_name = {stream.name: stream for stream in INVOICE_STREAMS}
+    streams = downstream(INVOICES_STREAM)
+    by_name = {stream.name: stream for stream in streams}
     try:
         settings = config.settings()
         if not settings.trigger.continuous:
@@ -70,7 +76,7 @@ def stream_all_invoices(
                 "or run ingest_invoices"
             )
         summaries = run_streams(
-            INVOICE_STREAMS,
+            streams,
             spark.session,
             lakehouse.layout,
             settings,
@@ -107,7 +113,7 @@ def _rebuild(
 @dg.op(pool=checkpoint_pool("invoices"))
 def rebuild_all_invoices(context: dg.OpExecutionContext, spark: SparkResource, lakehouse: Lakehouse) -> None:
     """Makes the invoice tables anew from everything that was accepted."""
-    _rebuild(context, INVOICE_STREAMS, spark, lakehouse)
+    _rebuild(context, downstream(INVOICES_STREAM), spark, lakehouse)
 
 
 @dg.job(
@@ -132,6 +138,10 @@ def rebuild_word_count() -> None:
     rebuild_all_words()
 
 
+LEAST_RETAIN_HOURS = 168
+"""A week: Delta's own least, too."""
+
+
 class MaintainConfig(dg.Config):
     """What is kept when tables are tidied."""
 
@@ -148,16 +158,33 @@ def maintain_all_tables(
     """Joins small files (OPTIMIZE) and deletes files that no kept version needs (VACUUM), table by table."""
     layout = lakehouse.layout
     try:
+        if config.retain_hours < LEAST_RETAIN_HOURS:
+            raise PlatformError(
+                f"retain_hours={config.retain_hours}: a stream or a reader may still need files that young; "
+                f"give {LEAST_RETAIN_HOURS} or more"
+            )
         session = spark.session()
         for name in declare_existing(session, layout):
-            before = facts(layout.table(name))
-            session.sql(f"OPTIMIZE `{name}`")
-            session.sql(f"VACUUM `{name}` RETAIN {config.retain_hours} HOURS")
-            after = facts(layout.table(name))
-            if before and after:
-                context.log.info(f"{name}: {before.files} files before, {after.files} after, {after.rows} rows")
+            try:
+                _maintain(context, name, config.retain_hours, session, layout)
+            except StreamLocked as error:
+                context.log.warning(f"{name} is left for the next time: {error}")
     except PlatformError as error:
         raise told(error) from error
+
+
+def _maintain(context: dg.OpExecutionContext, name: str, retain_hours: int, session: Any, layout: Layout) -> None:
+    # A table has the name of its stream; a run that overwrites the table would collide.
+    with (
+        stream_lock(layout, name, f"run {context.run.run_id}"),
+        spark_errors(f"{name} could not be maintained", layout),
+    ):
+        before = facts(layout.table(name))
+        session.sql(f"OPTIMIZE `{name}`")
+        session.sql(f"VACUUM `{name}` RETAIN {retain_hours} HOURS")
+        after = facts(layout.table(name))
+        if before and after:
+            context.log.info(f"{name}: {before.files} files before, {after.files} after, {after.rows} rows")
 
 
 @dg.job(

@@ -24,15 +24,6 @@ def table_schema(table: Table) -> dg.TableSchema:
     )
 
 
-def static_metadata(table: Table, layout: Layout) -> dict[str, Any]:
-    """What is known of an asset before it is ever made."""
-    return {
-        "dagster/table_name": table.name,
-        "dagster/uri": layout.table(table.name).as_uri(),
-        "dagster/column_schema": table_schema(table),
-    }
-
-
 def run_metadata(summary: RunSummary, table: Table, layout: Layout) -> dict[str, Any]:
     """What a materialization shows of one run.
 
@@ -50,6 +41,7 @@ def run_metadata(summary: RunSummary, table: Table, layout: Layout) -> dict[str,
         "micro_batches": len(summary.batches),
         "seconds": round(summary.seconds, 3),
         "trigger": summary.trigger,
+        "dagster/uri": layout.table(table.name).as_uri(),
         "dagster/column_schema": table_schema(table),
         "source_offsets": dg.MetadataValue.json(source_offsets(summary)),
         "preview": preview_markdown(preview(layout.table(table.name)), table),

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,44 @@ UI_SECONDS = 120
 INBOXES = ("invoices", "text")
 
 
+def dagster_home(layout: Layout) -> Path:
+    """`DAGSTER_HOME`, or the one under the root: history is in one place however a job was started."""
+    return Path(os.environ.get("DAGSTER_HOME") or layout.dagster_home)
+
+
 def prepare(layout: Layout) -> None:
     """Make the landing folders and Dagster's home, with the platform's settings in it."""
     for inbox in INBOXES:
         layout.landing(inbox).mkdir(parents=True, exist_ok=True)
-    layout.dagster_home.mkdir(parents=True, exist_ok=True)
-    settings = layout.dagster_home / "dagster.yaml"
+    home = dagster_home(layout)
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
     if not settings.exists():
         source = resources.files("invoice_platform") / "dagster.yaml"
         settings.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Running:
+    """What was started."""
+
+    url: str
+    """Of Dagster's UI."""
+    pids: tuple[int, ...]
+
+    def wait(self) -> None:
+        """Wait until told to stop.
+
+        Raises
+        ------
+        PlatformError
+            When one of its processes ends by itself.
+        """
+        import psutil
+
+        while all(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in self.pids):
+            time.sleep(1)
+        raise PlatformError("the warm Spark or Dagster ended by itself: see the logs under the root, and start again")
 
 
 @contextmanager
@@ -46,7 +76,7 @@ def instance(layout: Layout) -> Iterator[DagsterInstance]:
     prepare(layout)
     import dagster as dg
 
-    with dg.DagsterInstance.from_config(os.environ.get("DAGSTER_HOME") or str(layout.dagster_home)) as found:
+    with dg.DagsterInstance.from_config(str(dagster_home(layout))) as found:
         yield found
 
 
@@ -62,13 +92,9 @@ def run_job(layout: Layout, name: str, config: Mapping[str, Any] | None = None) 
         import dagster as dg
 
         from invoice_platform.definitions import defs
-        from invoice_platform.jobs import JOBS
 
-        names = [job.name for job in JOBS]
-        if name not in names:
-            raise PlatformError(f"there is no job {name!r}: choose one of {', '.join(names)}")
         try:
-            result = defs.resolve_job_def(name).execute_in_process(
+            result = defs.resolve_job_def(_known(name)).execute_in_process(
                 run_config={"loggers": {"console": {}}} | dict(config or {}), instance=history, raise_on_error=False
             )
         except dg.DagsterInvalidConfigError as error:
@@ -92,16 +118,30 @@ def _why(result: ExecuteInProcessResult) -> str:
 
 def stream_config(job: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run config that gives each stream of a job the same settings (`trigger`, `max_files_per_trigger`, …)."""
-    ops = {
-        "ingest_invoices": ("invoices", "invoice_line_items", "quarantined_invoices"),
-        "count_words": ("word_count",),
-        "stream_invoices": ("stream_all_invoices",),
-    }.get(job)
     if not settings:
         return {}
-    if ops is None:
+    from invoice_platform.definitions import defs
+
+    definition = defs.resolve_job_def(_known(job))
+    ops = [node.name for node in definition.nodes if "trigger" in _fields(node.definition)]
+    if not ops:
         raise PlatformError(f"{job} runs no stream, so it takes no {', '.join(settings)}: leave out those options")
     return {"ops": {op: {"config": dict(settings)} for op in ops}}
+
+
+def _fields(definition: Any) -> Collection[str]:
+    """Names of an op's settings."""
+    schema = getattr(definition, "config_schema", None)
+    return getattr(schema.config_type, "fields", {}) if schema is not None else {}
+
+
+def _known(job: str) -> str:
+    from invoice_platform.jobs import JOBS
+
+    names = [known.name for known in JOBS]
+    if job not in names:
+        raise PlatformError(f"there is no job {job!r}: choose one of {', '.join(names)}")
+    return job
 
 
 def workspace_file() -> Path:
@@ -119,8 +159,8 @@ def workspace_file() -> Path:
 
 
 @contextmanager
-def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Dagster's UI, daemon, sensors and schedules, on loopback, until the block ends; yields the UI's address.
+def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """Dagster's UI, daemon, sensors and schedules, on loopback, until the block ends.
 
     Raises
     ------
@@ -135,9 +175,9 @@ def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, st
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
-            cwd=layout.dagster_home,
+            cwd=dagster_home(layout),
             env=os.environ
-            | {"DAGSTER_HOME": str(layout.dagster_home), ROOT_VARIABLE: str(layout.root)}
+            | {"DAGSTER_HOME": str(dagster_home(layout)), ROOT_VARIABLE: str(layout.root)}
             | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -153,7 +193,7 @@ def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, st
             if time.monotonic() > deadline:
                 raise PlatformError(f"Dagster's UI did not answer at {url} within {UI_SECONDS} s: see {log}")
             time.sleep(0.2)
-        yield url
+        yield Running(url, (process.pid,))
     finally:
         end(process, first=signal.SIGINT)
 
@@ -167,10 +207,11 @@ def _serves(url: str) -> bool:
 
 
 @contextmanager
-def everything(layout: Layout, spark_port: int = CONNECT_PORT, ui_port: int = UI_PORT) -> Iterator[str]:
-    """Warm Spark and Dagster, until the block ends; yields the UI's address."""
+def everything(layout: Layout, spark_port: int = CONNECT_PORT, ui_port: int = UI_PORT) -> Iterator[Running]:
+    """Warm Spark and Dagster, until the block ends."""
     require_free_port(ui_port, "--ui-port")
     with contextlib.ExitStack() as started:
         server = started.enter_context(warm_server(layout, spark_port))
         warm = {REMOTE_VARIABLE: server.url, TOKEN_VARIABLE: server.token}
-        yield started.enter_context(dagster_ui(layout, ui_port, warm))
+        ui = started.enter_context(dagster_ui(layout, ui_port, warm))
+        yield Running(ui.url, (server.pid, *ui.pids))

@@ -7,6 +7,7 @@ from pydantic import Field, PrivateAttr
 
 from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.lock import hold_run, let_go_of_run
 from invoice_platform.streaming.sources import LandedFiles
 from invoice_platform.streaming.stream import Stream
 
@@ -19,10 +20,23 @@ class Lakehouse(dg.ConfigurableResource):
         description="The platform's root, a local folder; INVOICE_PLATFORM_ROOT or the project's data/ when not given.",
     )
 
+    _held: Any = PrivateAttr(default=None)
+
     @property
     def layout(self) -> Layout:
         """Every folder under the root."""
         return Layout.at(self.root)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Show that the run lives, so that a sensor can tell a run that goes from one whose process died."""
+        if context.run is not None:  # a sensor or a schedule has none
+            self._held = hold_run(self.layout, context.run.run_id)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """The run's process is done with it."""
+        if self._held is not None and context.run is not None:
+            let_go_of_run(self.layout, context.run.run_id, self._held)
+            self._held = None
 
 
 class LandingZone(dg.ConfigurableResource):

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from invoice_platform.assets.silver import INVOICE_STREAMS
+from invoice_platform.assets.bronze import INVOICES_STREAM
+from invoice_platform.assets.factory import downstream
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError
 from invoice_platform.jobs import count_words, ingest_invoices
 from invoice_platform.resources import LandingZone
 from invoice_platform.streaming.landing import being_written
+from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.lock import run_is_dead
 from invoice_platform.streaming.stream import Stream
 
 TICK_SECONDS = 5
 BACKOFF_SECONDS = (5, 10, 30, 60, 300)
 """How long to wait after one, two, … failed runs in a row."""
+INGESTING = ("ingest_invoices", "stream_invoices")
+"""Jobs that take files out of landing/invoices."""
 UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -42,6 +47,8 @@ def ring(
     except PlatformError as error:
         return _skip(str(error))
     behind = [stream.name for stream in streams if stream.source.pending(layout, stream.name)]
+    if not behind and landing.of(streams[0]).ledger.unfinished():
+        behind = [streams[0].name]  # its run died while it admitted files
     left = f"; left in landing: {', '.join(f'{f.name!r} ({f.reason})' for f in scan.left[:5])}" if scan.left else ""
     if not behind and all(_busy(file.path) for file in scan.waiting):
         return _skip((f"{len(scan.waiting)} files still being written" if scan.waiting else "nothing new") + left)
@@ -49,13 +56,25 @@ def ring(
     work = f"{len(scan.waiting)} files in landing"
     if behind:
         work += f", streams behind: {', '.join(behind)}"
-    for job in jobs:
-        if runs := context.instance.get_runs(dg.RunsFilter(job_name=job, statuses=UNDER_WAY), limit=1):
-            return _skip(f"{work}; run {runs[0].run_id} of {job} is under way{left}")
+    if run := under_way(context.instance, jobs, layout):
+        return _skip(f"{work}; run {run.run_id} of {run.job_name} is under way{left}")
     if (wait := _backoff(context.instance, jobs[0])) > 0:
         return _skip(f"{work}; the last run failed, the next in {wait:.0f} s{left}")
     context.log.info(work + left)
     return dg.SensorResult(run_requests=[dg.RunRequest()])
+
+
+def under_way(instance: dg.DagsterInstance, jobs: Sequence[str], layout: Layout) -> dg.DagsterRun | None:
+    """A run of one of `jobs` that is queued or going; one whose process is gone is reported as failed and passed over.
+
+    Dagster itself notices a dead process only while the code server that started it lives.
+    """
+    for job in jobs:
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=UNDER_WAY), limit=10):
+            if not run_is_dead(layout, run.run_id):
+                return run
+            instance.report_run_failed(run, "The run's process is gone; what it had committed stays.")
+    return None
 
 
 def _busy(path: object) -> bool:
@@ -85,10 +104,10 @@ def _backoff(instance: dg.DagsterInstance, job: str) -> float:
 @dg.sensor(job=ingest_invoices, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_invoices_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for ingest_invoices when files wait in landing/invoices; a continuous run admits files itself."""
-    return ring(context, landing, INVOICE_STREAMS, ("ingest_invoices", "stream_invoices"))
+    return ring(context, landing, downstream(INVOICES_STREAM), INGESTING)
 
 
 @dg.sensor(job=count_words, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_text_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for count_words when files wait in landing/text."""
-    return ring(context, landing, [WORD_COUNT_STREAM], ("count_words",))
+    return ring(context, landing, downstream(WORD_COUNT_STREAM), ("count_words",))

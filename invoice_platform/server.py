@@ -18,7 +18,14 @@ from pathlib import Path
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import require_java
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.session import TOKEN_VARIABLE, WarmServer, extra_settings, open_session, spark_settings
+from invoice_platform.streaming.session import (
+    TOKEN_VARIABLE,
+    WarmServer,
+    extra_settings,
+    open_session,
+    spark_errors,
+    spark_settings,
+)
 from invoice_platform.streaming.tables import declare_existing
 
 CONNECT_PORT = 15002
@@ -121,7 +128,8 @@ def _make_tables_known(layout: Layout) -> None:
     """Put every table under the root into the metastore, which also wakes it up before the first run needs it."""
     session, _ = open_session(layout)
     try:
-        declare_existing(session, layout, moved=True)
+        with spark_errors("the warm Spark could not take up the tables", layout):
+            declare_existing(session, layout, moved=True)
     finally:
         session.stop()
 

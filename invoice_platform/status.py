@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from invoice_platform.streaming.landing import LandingFolder
+from invoice_platform.streaming.landing import scan_folder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.session import WarmServer
@@ -29,7 +29,7 @@ def status(layout: Layout) -> dict[str, Any]:
         "warm_spark": {"url": server.url, "pid": server.pid} if server else None,
         "landing": {folder.name: _landing(layout, folder.name) for folder in _folders(layout.root / "landing")},
         "streams": {name: _stream(layout, name) for name in _stream_names(layout)},
-        "tables": {name: _table(layout, name) for name in tables_on_disk(layout)},
+        "tables": {name: found for name in tables_on_disk(layout) if (found := _table(layout, name))},
     }
 
 
@@ -42,7 +42,7 @@ def _stream_names(layout: Layout) -> list[str]:
 
 
 def _landing(layout: Layout, inbox: str) -> dict[str, Any]:
-    scan = LandingFolder(layout, inbox, inbox).scan()
+    scan = scan_folder(layout.landing(inbox))
     return {"waiting": len(scan.waiting), "left": [{"file": f.name, "reason": f.reason} for f in scan.left]}
 
 
@@ -76,7 +76,8 @@ def _last_batch(checkpoints: list[Path]) -> tuple[int | None, int | None, list[A
     return None, None, []
 
 
-def _table(layout: Layout, name: str) -> dict[str, Any]:
+def _table(layout: Layout, name: str) -> dict[str, Any] | None:
     found = facts(layout.table(name))
-    assert found is not None
+    if found is None:
+        return None  # just being made
     return {"rows": found.rows, "version": found.version, "files": found.files, "bytes": found.bytes}

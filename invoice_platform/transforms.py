@@ -70,7 +70,7 @@ def parse_invoices(lines: DataFrame) -> DataFrame:
         "allowNonNumericNumbers": "false",
     }
     return (
-        lines.where(~F.col("value").rlike(r"^\s*$"))
+        lines.where(~F.col("value").rlike(r"\A\s*\z"))
         .withColumn("parsed", F.from_json("value", schema, options))
         .withColumn("reason", _reason("value", "parsed"))
         .withColumn("record", F.when(F.col("reason").isNull(), F.col("parsed")))

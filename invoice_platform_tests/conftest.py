@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
+from invoice_platform.assets.bronze import INVOICES_STREAM
+from invoice_platform.assets.silver import LINE_ITEMS_STREAM, QUARANTINE_STREAM
 from invoice_platform.definitions import defs
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
 from invoice_platform.streaming.landing import land
@@ -20,6 +22,8 @@ from invoice_platform.streaming.session import open_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+INVOICE_STREAMS = (INVOICES_STREAM, LINE_ITEMS_STREAM, QUARANTINE_STREAM)
 
 # Nothing of the person's own setting, warm Spark or history may reach a test.
 for name in ("INVOICE_PLATFORM_ROOT", "INVOICE_PLATFORM_SPARK_CONF", "SPARK_REMOTE", "DAGSTER_HOME"):

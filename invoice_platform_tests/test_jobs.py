@@ -127,7 +127,6 @@ def test_a_lost_or_repeated_row_fails_the_blocking_check(platform: Platform, tab
     platform.land("1.json", invoice("1"), "bad")
     assert checks(platform.run("ingest_invoices"))["landed_is_accepted_plus_quarantined"].passed
     platform.land("2.json", invoice("2"), "worse")
-    platform.layout.checked.unlink()
     path = platform.layout.table(table)
     if table == "invoices":
         platform.spark.read.format("delta").load(str(path)).limit(1).write.format("delta").mode("append").save(

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,9 @@ def test_what_is_no_readable_file_stays_with_a_reason(folder: LandingFolder) -> 
     assert "not a regular file" in found["pipe"]
     assert "packed" in found["x.bz2"]
     assert "damaged gzip" in found["bad.gz"]
+    assert folder.scan().waiting == [], "what was found out by reading is remembered, and rings no bell again"
+    drop(folder, "bad.gz", gzip.compress(b"mended"))
+    assert folder.admit().files == 1
 
 
 def test_a_file_open_for_writing_stays_until_it_is_closed(folder: LandingFolder) -> None:
@@ -180,11 +184,14 @@ def test_a_crash_after_the_rename_loses_nothing_and_repeats_nothing(
 ) -> None:
     drop(folder, "a.json")
 
-    def crash() -> None:
+    rename = os.rename
+
+    def crash(*paths: Any) -> None:
+        rename(*paths)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder.ledger, "finish", crash)
+        patched.setattr(os, "rename", crash)
         with pytest.raises(KeyboardInterrupt):
             folder.admit()
     assert list(folder.folder.iterdir()) == []
@@ -229,6 +236,67 @@ def test_a_landed_file_is_as_readable_as_the_landing_folder_needs(folder: Landin
     source.chmod(0o600)
     assert stat.S_ISREG(land(source, folder.folder).stat().st_mode)
     assert folder.admit().files == 1
+
+
+def test_a_file_replaced_while_others_are_read_is_left_for_the_next_admission(
+    folder: LandingFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(folder, "a.json", b"first")
+    folder.admit()
+    drop(folder, "a.json", b"first")  # delivered again, and mended a moment later
+    seen = folder.ledger.seen
+
+    def mended_meanwhile(keys: Any) -> set[str]:
+        (folder.folder / "new").write_bytes(b"mended")
+        os.replace(folder.folder / "new", folder.folder / "a.json")
+        return seen(keys)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder.ledger, "seen", mended_meanwhile)
+        admission = folder.admit()
+    assert (admission.files, admission.repeated) == (0, [])
+    assert (folder.folder / "a.json").read_bytes() == b"mended"
+    assert folder.admit().files == 1
+
+
+def test_a_file_that_cannot_be_moved_does_not_hold_up_the_others(
+    folder: LandingFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.json", "b.json", "c.json"):
+        drop(folder, name, name.encode())
+    rename = os.rename
+
+    def not_ours(source: Path, target: Path) -> None:
+        if source.name == "b.json":
+            raise PermissionError
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", not_ours)
+        admission = folder.admit()
+    assert [f.landed_name for f in admission.admitted] == ["a.json", "c.json"]
+    assert "belongs to another user" in reasons_of(admission)["b.json"]
+    assert folder.ledger.unfinished() == 0
+    assert folder.ledger.totals()["files"] == 2
+
+
+def reasons_of(admission: Any) -> dict[str, str]:
+    return {f.name: f.reason for f in admission.left}
+
+
+def test_a_ledger_whose_making_was_interrupted_is_made_again(folder: LandingFolder) -> None:
+    drop(folder, "a.json")
+    folder.admit()
+    folder.ledger.path.unlink()
+    folder.ledger.path.touch()  # as left by a process killed in its first transaction
+    assert folder.ledger.pending() == []
+    drop(folder, "a.json")
+    assert folder.admit().repeated == ["a.json"]
+
+
+def test_a_byte_order_mark_alone_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbf")
+    assert read_landed(tmp_path / "x", "x")[1] == 0
 
 
 def test_safe_names_keep_their_ending() -> None:

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from invoice_platform.assets.silver import INVOICE_STREAMS
+from invoice_platform.assets.bronze import INVOICES_STREAM
+from invoice_platform.assets.factory import STREAMS, downstream
 from invoice_platform.streaming.stream import RunSettings, run_streams
-from invoice_platform_tests.conftest import Platform, invoice, item
+from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -17,7 +18,11 @@ def test_the_readmes_stream_works_as_written(platform: Platform) -> None:
     found = re.search(r"<!-- example: test_readme runs this -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert found is not None
     example: dict[str, Any] = {}
-    exec(found[1], example)
+    try:
+        exec(found[1], example)
+        assert [s.name for s in downstream(INVOICES_STREAM)][-1] == "big_tickets", "jobs and sensors take it along"
+    finally:
+        STREAMS.pop("big_tickets", None)
     assert example["big_tickets"].key.to_user_string() == "big_tickets"
 
     platform.land("1.json", invoice("1", item(price=10.0), item(price=2000.0)), invoice("2", item(price=1000.5)))

@@ -12,12 +12,15 @@ import dagster as dg
 import pytest
 
 from invoice_platform import sensors
-from invoice_platform.assets.silver import INVOICE_STREAMS
 from invoice_platform.definitions import defs
 from invoice_platform.resources import Lakehouse, LandingZone
+from invoice_platform.schedules import hourly_ingest
 from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.ledger import AcceptedFile
+from invoice_platform.streaming.lock import hold_run
 from invoice_platform.streaming.sources import Leg
+from invoice_platform_tests.conftest import INVOICE_STREAMS
 
 
 @pytest.fixture
@@ -142,6 +145,40 @@ def test_a_table_that_a_failed_run_left_behind_rings_too(bell: Bell) -> None:
 def test_a_missing_landing_folder_is_said_with_the_remedy(bell: Bell) -> None:
     bell.folder.rmdir()
     assert "is missing: create it" in bell.says()
+
+
+def test_a_run_whose_process_is_gone_is_reported_and_holds_up_nothing(bell: Bell) -> None:
+    run_id = bell.run(dg.DagsterRunStatus.STARTED)
+    (bell.folder / "a.json").write_text("{}")
+    lock = hold_run(bell.layout, run_id)
+    assert lock is not None
+    assert "is under way" in bell.says(), "it lives"
+    lock.release()  # as the system does when a process dies
+    assert "the last run failed" in bell.says()
+    run = bell.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_files_that_a_run_was_admitting_when_it_died_ring_too(bell: Bell) -> None:
+    folder = LandingFolder(bell.layout, "invoices", "invoices")
+    (bell.folder / "a.json").write_text("{}")
+    segment = folder.ledger.open_segment(None)
+    folder.ledger.begin([AcceptedFile("k", "k-a.json", "a.json", segment, 2, 1, 1)])
+    (bell.folder / "a.json").unlink()
+    assert bell.rings()
+
+
+def test_the_hourly_catch_up_waits_for_a_run_that_goes(bell: Bell) -> None:
+    lakehouse = Lakehouse(root=str(bell.layout.root))
+
+    def tick() -> object:
+        with dg.build_schedule_context(instance=bell.instance, resources={"lakehouse": lakehouse}) as context:
+            return hourly_ingest(context)
+
+    assert isinstance(tick(), dg.RunRequest)
+    bell.run(dg.DagsterRunStatus.STARTED, "stream_invoices")
+    assert isinstance(tick(), dg.SkipReason)
 
 
 def test_sensors_and_schedule_are_on_and_tick_every_five_seconds() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from invoice_platform.assets.bronze import INVOICES_STREAM
-from invoice_platform.assets.silver import INVOICE_STREAMS, LINE_ITEMS_STREAM
+from invoice_platform.assets.silver import LINE_ITEMS_STREAM
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError, StreamFailed, StreamLocked
 from invoice_platform.streaming.landing import LandingFolder
@@ -20,7 +20,7 @@ from invoice_platform.streaming.sources import LandedFiles
 from invoice_platform.streaming.stream import RunSettings, RunSummary, Stream, run_stream, run_streams
 from invoice_platform.streaming.tables import facts
 from invoice_platform.streaming.trigger import Trigger
-from invoice_platform_tests.conftest import Platform, invoice, item, wait_until
+from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item, wait_until
 
 ONE_FILE = RunSettings(max_files_per_trigger=1)
 ALL_FILES = RunSettings()

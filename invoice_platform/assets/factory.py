@@ -74,9 +74,23 @@ def log_admission(log: Any, summary: RunSummary) -> None:
         log.warning(f"{summary.stream}: {file.name!r} stays in landing: {file.reason}")
 
 
-def stream_asset(
-    stream: Stream, *, group: str, deps: Iterable[str] = (), owners: Iterable[str] = ()
-) -> dg.AssetsDefinition:
+STREAMS: dict[str, Stream] = {}
+"""Every stream that an asset was made of, by name."""
+
+
+def downstream(first: Stream) -> list[Stream]:
+    """A stream and all that it feeds, directly or through others, each after the one that feeds it."""
+    chain = [first]
+    for feeder in chain:  # grows while it is walked
+        chain += [
+            s
+            for s in STREAMS.values()
+            if isinstance(s.source, DeltaTable) and s.source.table == feeder.table.name and s not in chain
+        ]
+    return chain
+
+
+def stream_asset(stream: Stream, *, group: str, deps: Iterable[str] = ()) -> dg.AssetsDefinition:
     """The asset of a stream: its table, materialized by one run of the stream.
 
     Parameters
@@ -86,6 +100,7 @@ def stream_asset(
     deps : iterable of str
         Further assets it depends on; the table that a Delta source reads is one by itself.
     """
+    STREAMS[stream.name] = stream
     fed_by = [stream.source.table] if isinstance(stream.source, DeltaTable) else []
 
     @dg.asset(
@@ -93,7 +108,6 @@ def stream_asset(
         description=stream.table.comment,
         group_name=group,
         deps=[*fed_by, *deps],
-        owners=list(owners),
         kinds={"spark", "delta"},
         pool=checkpoint_pool(stream.name),
         metadata={"dagster/table_name": stream.table.name, "dagster/column_schema": table_schema(stream.table)},
@@ -116,8 +130,7 @@ def stream_asset(
             raise told(error) from error
         log_admission(context.log, summary)
         return dg.MaterializeResult(
-            metadata=run_metadata(summary, stream.table, layout)
-            | {"dagster/uri": layout.table(stream.table.name).as_uri()},
+            metadata=run_metadata(summary, stream.table, layout),
             data_version=data_version(summary),
         )
 

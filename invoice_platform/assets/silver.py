@@ -4,7 +4,6 @@ Source: rows appended to `invoices`. Sinks: `invoice_line_items` (one row a line
 record that is not valid), append. Checkpoint: one each, and a new one after a rebuild. Replay: exactly once through the Delta sink.
 """
 
-from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.factory import stream_asset
 from invoice_platform.schemas import INVOICE_LINE_ITEMS, QUARANTINED_INVOICES
 from invoice_platform.streaming.sinks import DeltaSink
@@ -25,9 +24,6 @@ QUARANTINE_STREAM = Stream(
     transform=quarantine_invoices,
     sink=DeltaSink(QUARANTINED_INVOICES),
 )
-
-INVOICE_STREAMS = (INVOICES_STREAM, LINE_ITEMS_STREAM, QUARANTINE_STREAM)
-"""From the landed file on, in the order in which each feeds the next."""
 
 invoice_line_items = stream_asset(LINE_ITEMS_STREAM, group="silver")
 quarantined_invoices = stream_asset(QUARANTINE_STREAM, group="silver")

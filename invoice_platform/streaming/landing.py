@@ -16,7 +16,7 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -34,7 +34,7 @@ SETTLE_SECONDS = 2.0
 """Where the system cannot tell whether a file is open for writing, a file changed more recently than this waits."""
 CHUNK_BYTES = 1 << 20
 
-TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "~")
+TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "._copying_", "~")
 UNREADABLE_SUFFIXES = (".bz2", ".deflate", ".lz4", ".snappy", ".xz", ".zip", ".zst", ".zstd", ".7z", ".tar", ".tgz")
 
 
@@ -53,6 +53,16 @@ class Waiting:
     path: Path
     bytes: int
     modified_ns: int
+    inode: int
+
+    def changed(self) -> bool:
+        """Whether the file is another than it was, or is being written."""
+        now = self.path.stat()
+        return (now.st_size, now.st_mtime_ns, now.st_ino) != (
+            self.bytes,
+            self.modified_ns,
+            self.inode,
+        ) or being_written(self.path)
 
 
 @dataclass
@@ -117,32 +127,22 @@ class LandingFolder:
         self.segment_files = segment_files
 
     def scan(self) -> Scan:
-        """What lies in landing, by name and state alone: no file is opened.
+        """What lies in landing, by name, state and what was found out before: no file is opened.
 
         Raises
         ------
         PlatformError
             When the landing folder is missing.
         """
-        scan = Scan()
-        try:
-            entries = list(os.scandir(self.folder))
-        except FileNotFoundError:
-            raise PlatformError(
-                f"landing folder {self.folder} is missing: create it (mkdir -p), land a file with "
-                "`invoice-platform land FILE`, or set INVOICE_PLATFORM_ROOT to where it is"
-            ) from None
-        for entry in entries:
-            try:
-                reason, seen = _why_left(entry)
-            except FileNotFoundError:
-                continue  # its producer took it away again
-            if reason is not None:
-                scan.left.append(Left(entry.name, reason))
-            else:
-                scan.waiting.append(Waiting(Path(entry.path), seen.st_size, seen.st_mtime_ns))
-        scan.waiting.sort(key=lambda w: (w.modified_ns, w.path.name))
-        scan.left.sort(key=lambda f: f.name)
+        scan = scan_folder(self.folder)
+        if scan.waiting and (refused := self.ledger.refused()):
+            waiting, scan.waiting = scan.waiting, []
+            for file in waiting:
+                size, modified_ns, reason = refused.get(file.path.name, (-1, -1, ""))
+                if (size, modified_ns) == (file.bytes, file.modified_ns):
+                    scan.left.append(Left(file.path.name, reason))
+                else:
+                    scan.waiting.append(file)
         return scan
 
     def admit(self) -> Admission:
@@ -151,63 +151,109 @@ class LandingFolder:
         self.ledger.recover()
         scan = self.scan()
         result = Admission(left=list(scan.left))
+        refused: dict[str, tuple[int, int, str]] = {}
         for start in range(0, len(scan.waiting), ADMISSION_FILES):
-            self._admit_some(scan.waiting[start : start + ADMISSION_FILES], result)
+            self._admit_some(scan.waiting[start : start + ADMISSION_FILES], result, refused)
+        if refused:
+            still = {f.name for f in scan.left}
+            self.ledger.refuse({n: f for n, f in self.ledger.refused().items() if n in still} | refused)
+            result.left += [Left(name, reason) for name, (_, _, reason) in refused.items()]
         result.seconds = time.monotonic() - started
         return result
 
-    def _admit_some(self, waiting: list[Waiting], result: Admission) -> None:
+    def _admit_some(self, waiting: list[Waiting], result: Admission, refused: dict[str, tuple[int, int, str]]) -> None:
         read: list[tuple[Waiting, str, int]] = []
         for file in waiting:
             try:
                 if being_written(file.path):
                     result.left.append(Left(file.path.name, "still being written"))
-                    continue
-                key, records = read_landed(file.path, file.path.name)
-                now = file.path.stat()
-                if (now.st_size, now.st_mtime_ns) != (file.bytes, file.modified_ns):
-                    result.left.append(Left(file.path.name, "still being written"))
                 else:
-                    read.append((file, key, records))
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                result.left.append(Left(file.path.name, f"damaged gzip: {error}"))
+                    read.append((file, *read_landed(file.path, file.path.name)))
             except FileNotFoundError:
-                continue
+                continue  # its producer took it away again
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                refused[file.path.name] = (file.bytes, file.modified_ns, f"damaged gzip: {error}")
             except OSError as error:
-                result.left.append(Left(file.path.name, f"cannot be read: {error.strerror}"))
+                refused[file.path.name] = (file.bytes, file.modified_ns, f"cannot be read: {error.strerror}")
         seen = self.ledger.seen(key for _, key, _ in read)
         accepted_ms = max(time.time_ns() // 1_000_000, self.ledger.last_accepted_ms() + 1)
         segment = self.ledger.open_segment(self.segment_files) if len(read) > len(seen) else 0
-        moves: list[tuple[Path, AcceptedFile]] = []
+        moves: list[tuple[Waiting, AcceptedFile]] = []
         for file, key, records in read:
             if key in seen:
-                file.path.unlink()  # the same bytes are in accepted/ under the same name
-                result.repeated.append(file.path.name)
+                # The same bytes are in accepted/ under the same name.
+                if self._take_out(file, result, refused, file.path.unlink):
+                    result.repeated.append(file.path.name)
                 continue
-            seen.add(key)
             name = f"{key}-{safe_name(file.path.name)}"
-            moves.append(
-                (file.path, AcceptedFile(key, name, file.path.name, segment, file.bytes, records, accepted_ms))
-            )
+            moves.append((file, AcceptedFile(key, name, file.path.name, segment, file.bytes, records, accepted_ms)))
             accepted_ms += 1  # rising, so that Spark reads the files in order of arrival
         if not moves:
             return
-        self.ledger.begin([file for _, file in moves])
+        self.ledger.begin([accepted for _, accepted in moves])
         (self.accepted / segment_name(segment)).mkdir(parents=True, exist_ok=True)
-        for path, file in moves:
-            # Fresh before the rename: Spark ignores a file 7 days older than the newest it saw, for ever.
-            os.utime(path, ns=(file.accepted_ms * 1_000_000, file.accepted_ms * 1_000_000))
-            try:
-                os.rename(path, self.ledger.path_of(file))
-            except OSError as error:
-                if error.errno == errno.EXDEV:
-                    raise PlatformError(
-                        f"{self.folder} and {self.accepted} are on different file systems, so no file can be moved "
-                        "in one step: put both under one INVOICE_PLATFORM_ROOT on one file system"
-                    ) from None
-                raise
-        self.ledger.finish()
-        result.admitted += [file for _, file in moves]
+        for file, accepted in moves:
+            if self._take_out(file, result, refused, lambda f=file, a=accepted: self._move(f.path, a)):
+                result.admitted.append(accepted)
+        self.ledger.recover()  # what was moved is accepted; what was not is forgotten
+
+    def _move(self, path: Path, accepted: AcceptedFile) -> None:
+        # Fresh before the rename: Spark ignores a file 7 days older than the newest it saw, for ever.
+        os.utime(path, ns=(accepted.accepted_ms * 1_000_000, accepted.accepted_ms * 1_000_000))
+        try:
+            os.rename(path, self.ledger.path_of(accepted))
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise PlatformError(
+                    f"{self.folder} and {self.accepted} are on different file systems, so no file can be moved "
+                    "in one step: put both under one INVOICE_PLATFORM_ROOT on one file system"
+                ) from None
+            raise
+
+    def _take_out(
+        self,
+        file: Waiting,
+        result: Admission,
+        refused: dict[str, tuple[int, int, str]],
+        how: Callable[[], None],
+    ) -> bool:
+        """Take a file that was read out of landing, unless it is another by now; whether it is out."""
+        try:
+            if file.changed():
+                result.left.append(Left(file.path.name, "still being written"))
+                return False
+            how()
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            reason = "belongs to another user: chown it, or land it with `invoice-platform land`"
+            refused[file.path.name] = (file.bytes, file.modified_ns, reason)
+            return False
+        return True
+
+
+def scan_folder(folder: Path) -> Scan:
+    """What lies in a landing folder, judged by name and state alone."""
+    scan = Scan()
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        raise PlatformError(
+            f"landing folder {folder} is missing: create it (mkdir -p), land a file with "
+            "`invoice-platform land FILE`, or set INVOICE_PLATFORM_ROOT to where it is"
+        ) from None
+    for entry in entries:
+        try:
+            reason, seen = _why_left(entry)
+        except FileNotFoundError:
+            continue  # its producer took it away again
+        if reason is not None:
+            scan.left.append(Left(entry.name, reason))
+        else:
+            scan.waiting.append(Waiting(Path(entry.path), seen.st_size, seen.st_mtime_ns, seen.st_ino))
+    scan.waiting.sort(key=lambda w: (w.modified_ns, w.path.name))
+    scan.left.sort(key=lambda f: f.name)
+    return scan
 
 
 def _why_left(entry: os.DirEntry[str]) -> tuple[str | None, os.stat_result]:
@@ -259,9 +305,12 @@ class _RecordCounter:
 
     def __init__(self) -> None:
         self._ended = 0
+        self._begun = False
         self._filled = False  # the line that the last chunk broke off in
 
     def feed(self, chunk: bytes) -> None:
+        if not self._begun:
+            chunk, self._begun = chunk.removeprefix(b"\xef\xbb\xbf"), True  # as Spark's reader does
         first, *others = chunk.split(b"\n")
         self._filled = self._filled or bool(first and not first.isspace())
         for line in others:

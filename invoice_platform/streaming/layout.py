@@ -72,10 +72,9 @@ class Layout:
         """One checkpoint of a stream."""
         return self.checkpoints / stream / segment_name(segment)
 
-    @property
-    def rebuild_note(self) -> Path:
+    def rebuild_note(self, stream: str) -> Path:
         """Left by a rebuild that was interrupted."""
-        return self.checkpoints / "rebuild.json"
+        return self.checkpoints / stream / "rebuild.json"
 
     @property
     def checked(self) -> Path:
@@ -90,6 +89,10 @@ class Layout:
     def metastore(self) -> Path:
         """The warm server's Hive metastore (embedded Derby)."""
         return self.root / "metastore"
+
+    def run_lock(self, run_id: str) -> Path:
+        """Held by a run as long as its process lives."""
+        return self.root / "runs" / f"{run_id}.lock"
 
     @property
     def logs(self) -> Path:

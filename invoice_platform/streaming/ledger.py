@@ -16,26 +16,33 @@ from pathlib import Path
 
 from invoice_platform.streaming.layout import segment_name
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS segments (
-    number INTEGER PRIMARY KEY,
-    closed INTEGER NOT NULL DEFAULT 0,
-    drained_through INTEGER NOT NULL DEFAULT 0  -- the stream has committed every file up to this id
-);
-CREATE TABLE IF NOT EXISTS files (
-    id INTEGER PRIMARY KEY,  -- order of arrival
-    key TEXT NOT NULL UNIQUE,  -- of landed name and content
-    name TEXT NOT NULL,  -- in the segment's folder
-    landed_name TEXT NOT NULL,
-    segment INTEGER NOT NULL REFERENCES segments (number),
-    bytes INTEGER NOT NULL,
-    records INTEGER NOT NULL,
-    accepted_ms INTEGER NOT NULL,  -- its modification time: strictly rising in order of arrival
-    state TEXT NOT NULL DEFAULT 'moving' CHECK (state IN ('moving', 'accepted'))
-);
-CREATE INDEX IF NOT EXISTS files_by_segment ON files (segment, id);
-CREATE INDEX IF NOT EXISTS files_moving ON files (state) WHERE state = 'moving';
-"""
+SCHEMA = (
+    """CREATE TABLE segments (
+        number INTEGER PRIMARY KEY,
+        closed INTEGER NOT NULL DEFAULT 0,
+        drained_through INTEGER NOT NULL DEFAULT 0  -- the stream has committed every file up to this id
+    )""",
+    """CREATE TABLE files (
+        id INTEGER PRIMARY KEY,  -- order of arrival
+        key TEXT NOT NULL UNIQUE,  -- of landed name and content
+        name TEXT NOT NULL,  -- in the segment's folder
+        landed_name TEXT NOT NULL,
+        segment INTEGER NOT NULL REFERENCES segments (number),
+        bytes INTEGER NOT NULL,
+        records INTEGER NOT NULL,
+        accepted_ms INTEGER NOT NULL,  -- its modification time: strictly rising in order of arrival
+        state TEXT NOT NULL DEFAULT 'moving' CHECK (state IN ('moving', 'accepted'))
+    )""",
+    "CREATE INDEX files_by_segment ON files (segment, id)",
+    "CREATE INDEX files_moving ON files (state) WHERE state = 'moving'",
+    """CREATE TABLE refused (  -- files in landing that were read and cannot be taken, until they change
+        name TEXT PRIMARY KEY,
+        bytes INTEGER NOT NULL,
+        modified_ns INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    )""",
+)
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,16 @@ class Pending:
     records: int
 
 
+def _made(connection: sqlite3.Connection) -> bool:
+    return connection.execute("PRAGMA user_version").fetchone()[0] != 0
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    for statement in SCHEMA:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
 class Ledger:
     """The ledger in `folder` (`accepted/<stream>`); opened for each call, so that nothing is held between runs."""
 
@@ -72,24 +89,36 @@ class Ledger:
         self.path = folder / "ledger.sqlite"
 
     @contextmanager
-    def _open(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
-        if write:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fresh = not self.path.exists()
-            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
-                connection.executescript(SCHEMA)
-                connection.execute("BEGIN IMMEDIATE")
-                if fresh:
-                    self._adopt(connection)
-                yield connection
-                connection.execute("COMMIT")
-        elif self.path.exists():
-            with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
-                yield connection
-        else:  # nothing was ever accepted
-            with closing(sqlite3.connect(":memory:")) as connection:
-                connection.executescript(SCHEMA)
-                yield connection
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; the first one makes the ledger, all in one step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if not _made(connection):
+                _make(connection)
+                self._adopt(connection)
+            yield connection
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        """The ledger, to look at; an empty one in memory where there is none yet."""
+        if self.path.exists():
+            # Not mode=ro: only a connection that may write can roll back what a killed process left half written.
+            with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
+                connection.execute("PRAGMA query_only = ON")
+                if _made(connection):
+                    yield connection
+                    return
+        with closing(sqlite3.connect(":memory:")) as connection:
+            _make(connection)
+            yield connection
+
+    def _is_made(self) -> bool:
+        if not self.path.exists():
+            return False
+        with closing(sqlite3.connect(self.path, timeout=30)) as connection:
+            return _made(connection)
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
         """Fill a new ledger from the folders, should it have been lost: names carry the keys."""
@@ -123,14 +152,14 @@ class Ledger:
         A file that is in its segment was moved; one that is not is still in landing and is admitted anew.
         A ledger that was lost is made anew from the folders.
         """
-        if not self.path.exists() and self.folder.is_dir():
-            with self._open(write=True):
+        if self.folder.is_dir() and not self._is_made():
+            with self._write():
                 return 0
-        with self._open() as connection:
+        with self._read() as connection:
             moving = connection.execute("SELECT id, segment, name FROM files WHERE state = 'moving'").fetchall()
         if moving:
             there = {row[0]: (self.folder / segment_name(row[1]) / row[2]).exists() for row in moving}
-            with self._open(write=True) as connection:
+            with self._write() as connection:
                 for file_id, moved in there.items():
                     if moved:
                         connection.execute("UPDATE files SET state = 'accepted' WHERE id = ?", (file_id,))
@@ -142,7 +171,7 @@ class Ledger:
         """Which of `keys` were accepted before, whenever that was."""
         wanted = list(keys)
         found: set[str] = set()
-        with self._open() as connection:
+        with self._read() as connection:
             for start in range(0, len(wanted), 500):
                 some = wanted[start : start + 500]
                 marks = ",".join("?" * len(some))
@@ -153,13 +182,13 @@ class Ledger:
 
     def last_accepted_ms(self) -> int:
         """The newest modification time given to an accepted file; 0 when there is none."""
-        with self._open() as connection:
+        with self._read() as connection:
             row = connection.execute("SELECT accepted_ms FROM files ORDER BY id DESC LIMIT 1").fetchone()
         return row[0] if row else 0
 
     def open_segment(self, capacity: int | None) -> int:
         """The segment that takes the next files; a new one is opened when the last is closed or holds `capacity`."""
-        with self._open(write=True) as connection:
+        with self._write() as connection:
             row = connection.execute("SELECT number, closed FROM segments ORDER BY number DESC LIMIT 1").fetchone()
             number, closed = row or (0, 1)
             if not closed and capacity is not None:
@@ -173,34 +202,45 @@ class Ledger:
 
     def begin(self, files: list[AcceptedFile]) -> None:
         """Write down the moves that are about to be made."""
-        with self._open(write=True) as connection:
+        with self._write() as connection:
             connection.executemany(
                 "INSERT INTO files (key, name, landed_name, segment, bytes, records, accepted_ms) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(f.key, f.name, f.landed_name, f.segment, f.bytes, f.records, f.accepted_ms) for f in files],
             )
 
-    def finish(self) -> None:
-        """Write down that all moves begun were made."""
-        with self._open(write=True) as connection:
-            connection.execute("UPDATE files SET state = 'accepted' WHERE state = 'moving'")
+    def unfinished(self) -> int:
+        """Moves that were begun and not finished: a run that is going, or one that died."""
+        with self._read() as connection:
+            return connection.execute("SELECT count(*) FROM files WHERE state = 'moving'").fetchone()[0]
+
+    def refused(self) -> dict[str, tuple[int, int, str]]:
+        """Files of landing that were read and cannot be taken: name to bytes, modification time (ns) and reason."""
+        with self._read() as connection:
+            rows = connection.execute("SELECT name, bytes, modified_ns, reason FROM refused").fetchall()
+        return {name: (size, modified, reason) for name, size, modified, reason in rows}
+
+    def refuse(self, files: dict[str, tuple[int, int, str]]) -> None:
+        """Replace what `refused` says."""
+        with self._write() as connection:
+            connection.execute("DELETE FROM refused")
+            connection.executemany(
+                "INSERT INTO refused (name, bytes, modified_ns, reason) VALUES (?, ?, ?, ?)",
+                [(name, *facts) for name, facts in files.items()],
+            )
 
     def segments(self) -> list[int]:
         """Every segment's number, oldest first."""
-        with self._open() as connection:
+        with self._read() as connection:
             return [row[0] for row in connection.execute("SELECT number FROM segments ORDER BY number")]
-
-    def is_closed(self, segment: int) -> bool:
-        with self._open() as connection:
-            row = connection.execute("SELECT closed FROM segments WHERE number = ?", (segment,)).fetchone()
-        return bool(row and row[0])
 
     def pending(self) -> list[Pending]:
         """The segments that hold files the stream has not yet worked through, oldest first."""
-        with self._open() as connection:
+        with self._read() as connection:
             rows = connection.execute(
                 "SELECT s.number, s.closed, max(f.id), count(*), sum(f.bytes), sum(f.records) FROM segments s "
-                "JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND f.state = 'accepted' "
+                # CROSS JOIN keeps the order (for each segment, its newest files by index), + keeps the state's index out.
+                "CROSS JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND +f.state = 'accepted' "
                 "GROUP BY s.number ORDER BY s.number"
             ).fetchall()
         return [
@@ -209,26 +249,26 @@ class Ledger:
 
     def drained(self, segment: int, through: int) -> None:
         """Write down that the stream has committed every file of `segment` up to the id `through`."""
-        with self._open(write=True) as connection:
+        with self._write() as connection:
             connection.execute(
                 "UPDATE segments SET drained_through = max(drained_through, ?) WHERE number = ?", (through, segment)
             )
 
     def close_all(self) -> int:
         """Close the open segment, so that the next file opens a new one; the id of the last file accepted so far."""
-        with self._open(write=True) as connection:
+        with self._write() as connection:
             connection.execute("UPDATE segments SET closed = 1")
             (through,) = connection.execute("SELECT coalesce(max(id), 0) FROM files").fetchone()
         return through
 
     def all_drained(self, through: int) -> None:
         """Write down that every file up to the id `through` is in the stream's table, whatever its segment."""
-        with self._open(write=True) as connection:
+        with self._write() as connection:
             connection.execute("UPDATE segments SET drained_through = max(drained_through, ?)", (through,))
 
     def totals(self) -> dict[str, int]:
         """`files`, `bytes` and `records` that were ever accepted, and the `records` among them worked through."""
-        with self._open() as connection:
+        with self._read() as connection:
             files, size, records, drained = connection.execute(
                 "SELECT count(*), coalesce(sum(f.bytes), 0), coalesce(sum(f.records), 0), "
                 "coalesce(sum(CASE WHEN f.id <= s.drained_through THEN f.records END), 0) "

@@ -50,6 +50,38 @@ def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[None]:
         lock.release()
 
 
+def hold_run(layout: Layout, run_id: str) -> FileLock | None:
+    """Show that a run's process lives, until the lock is released; None when this process shows it already."""
+    path = layout.run_lock(run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
+
+
+def let_go_of_run(layout: Layout, run_id: str, lock: FileLock) -> None:
+    """The end of `hold_run`."""
+    layout.run_lock(run_id).unlink(missing_ok=True)
+    lock.release()
+
+
+def run_is_dead(layout: Layout, run_id: str) -> bool:
+    """Whether a run's process began to work and is gone without having ended the run."""
+    path = layout.run_lock(run_id)
+    if not path.exists():
+        return False  # not begun, or not a run of this root
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    let_go_of_run(layout, run_id, lock)
+    return True
+
+
 def _holder(path: Path) -> str:
     try:
         return "{run} (process {pid} on {host}, since {since})".format_map(read_state(path))

@@ -1,6 +1,6 @@
 """The batch twin of a chain of streams: tables made anew from everything that was accepted, and streams that go on after it.
 
-Replay: a rebuild that was interrupted leaves a note (`checkpoints/rebuild.json`); until a rebuild has gone through, the
+Replay: a rebuild that was interrupted leaves a note (`checkpoints/<stream>/rebuild.json`); until a rebuild has gone through, the
 streams of its tables refuse to run, because a table may be of either kind.
 """
 
@@ -13,6 +13,7 @@ from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.lock import stream_lock
+from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles
 from invoice_platform.streaming.state import write_state
 from invoice_platform.streaming.stream import OpenSession, RunSummary, Stream, run_batch
@@ -32,7 +33,6 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
     PlatformError
         When nothing was ever accepted.
     """
-    note = layout.rebuild_note
     with ExitStack() as held:
         for stream in streams:
             held.enter_context(stream_lock(layout, stream.name, run))
@@ -46,19 +46,21 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
                 # A stream with state keeps its checkpoint: its state covers every file, and its table is its whole result.
                 if stream.source.segment_files is not None:
                     landed[stream.name] = ledger
-        write_state(note, {"run": run, "streams": [s.name for s in streams]})
+        for stream in streams:
+            write_state(layout.rebuild_note(stream.name), {"run": run})
         layout.checked.unlink(missing_ok=True)  # every row is a new one
         through = {name: ledger.close_all() for name, ledger in landed.items()}
-        summaries = [run_batch(stream, spark, layout) for stream in streams]
+        with spark_errors("the rebuild failed; the streams of its tables wait until it is run again", layout):
+            summaries = [run_batch(stream, spark, layout) for stream in streams]
         for stream in streams:
             if isinstance(stream.source, DeltaTable):
                 # A commit without data, so that there is a version after the rebuild for the stream to start at.
                 version = latest_version(layout.table(stream.source.table))
-                spark().sql(
-                    f"ALTER TABLE `{stream.source.table}` SET TBLPROPERTIES ('invoice_platform.rebuilt_at_version' = '{version}')"
-                )
+                table = layout.table(stream.source.table)
+                spark().sql(f"ALTER TABLE delta.`{table}` SET TBLPROPERTIES ('invoice_platform.rebuilt' = '{version}')")
                 stream.source.restart_after(layout, stream.name, version)
         for name, ledger in landed.items():
             ledger.all_drained(through[name])
-        note.unlink()
+        for stream in streams:
+            layout.rebuild_note(stream.name).unlink()
     return summaries

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from invoice_platform.errors import PlatformError, first_line
@@ -23,12 +23,15 @@ from invoice_platform.streaming.state import read_state, write_state
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+    from pyspark.sql.connect.session import SparkSession as ConnectSession
 
 CONF_VARIABLE = "INVOICE_PLATFORM_SPARK_CONF"
 REMOTE_VARIABLE = "SPARK_REMOTE"
 TOKEN_VARIABLE = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 ROOT_SETTING = "spark.invoicePlatform.root"
 CONNECT_SECONDS = 3.0
+CONNECT_RETRIES = 6
+"""With pauses growing from 50 ms: about 20 s in all."""
 
 
 def spark_settings(layout: Layout) -> dict[str, str]:
@@ -46,8 +49,8 @@ def spark_settings(layout: Layout) -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.extraJavaOptions": (
-            f"-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()} -Dinvoice_platform.log={layout.spark_log} "
-            f"-Dderby.system.home={layout.metastore} -Duser.timezone=UTC"
+            f'-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()} "-Dinvoice_platform.log={layout.spark_log}" '
+            f'"-Dderby.system.home={layout.metastore}" -Duser.timezone=UTC'
         ),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -153,11 +156,28 @@ def open_session(
         if (existing := _existing()) is not None:
             return _set(existing, conf), False
         if (server := WarmServer.of(layout)) is not None:
-            os.environ.setdefault(TOKEN_VARIABLE, server.token)
+            os.environ[TOKEN_VARIABLE] = server.token
             remote = server.url
     if remote is not None:
         return _connect(layout, remote, extra_settings() | conf), True
     return _embed(layout, master or "local[*]", extra_settings() | conf), True
+
+
+def spark_exceptions() -> tuple[type[Exception], ...]:
+    """What Spark raises in Python, embedded or over Connect."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError
+
+
+@contextmanager
+def spark_errors(doing: str, layout: Layout) -> Iterator[None]:
+    """Turn what Spark raises into a PlatformError of one line that begins with `doing`."""
+    try:
+        yield
+    except spark_exceptions() as error:
+        raise PlatformError(f"{doing}: {first_line(error)} (full account in {layout.spark_log})") from error
 
 
 def _quieten_pyspark() -> None:
@@ -203,9 +223,12 @@ def _connect(layout: Layout, remote: str, conf: Mapping[str, str]) -> SparkSessi
         )
     import pyspark
     from pyspark.sql import SparkSession
+    from pyspark.sql.connect.client.retries import DefaultPolicy
 
     try:
         session = SparkSession.builder.remote(remote).getOrCreate()
+        # By default a client goes on for ten minutes when its server is gone; a run should end and say so.
+        cast("ConnectSession", session).client.set_retry_policies([DefaultPolicy(max_retries=CONNECT_RETRIES)])
         version, root = session.version, session.conf.get(ROOT_SETTING, "")
     except Exception as error:
         raise PlatformError(
@@ -223,7 +246,7 @@ def _connect(layout: Layout, remote: str, conf: Mapping[str, str]) -> SparkSessi
         raise PlatformError(
             f"{REMOTE_VARIABLE}={remote}: that Spark serves {root}, not {layout.root}; end it, or set {ROOT_VARIABLE} alike"
         )
-    return _set(session, conf)
+    return _set(session, {"spark.sql.session.timeZone": "UTC"} | dict(conf))
 
 
 def _embed(layout: Layout, master: str, conf: Mapping[str, str]) -> SparkSession:

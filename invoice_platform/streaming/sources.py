@@ -24,7 +24,6 @@ class Leg:
     """How far `drained` may be set once the query is through: a file id or a table version."""
     files: int = 0
     bytes: int = 0
-    records: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,7 @@ class LandedFiles:
 
     def pending(self, layout: Layout, stream: str) -> list[Leg]:
         """One leg for each segment that holds files not yet worked through, oldest first."""
-        return [
-            Leg(p.segment, p.through, p.files, p.bytes, p.records)
-            for p in self.landing(layout, stream).ledger.pending()
-        ]
+        return [Leg(p.segment, p.through, p.files, p.bytes) for p in self.landing(layout, stream).ledger.pending()]
 
     def current(self, layout: Layout, stream: str) -> Leg:
         """The open segment, for a query that stays."""
@@ -132,12 +128,13 @@ class DeltaTable:
         max_files: int,
     ) -> DataFrame:
         """The table as a stream, at most `max_files` of its files a micro-batch."""
-        reader = spark.readStream.option("maxFilesPerTrigger", max_files)
+        reader = spark.readStream.format("delta").option("maxFilesPerTrigger", max_files)
         starting = self._state(layout, stream)["starting_version"]
         if starting is not None:
             reader = reader.option("startingVersion", starting)
-        return reader.table(self.table)
+        # By path: the catalog of a new session knows no table yet.
+        return reader.load(str(layout.table(self.table)))
 
     def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:  # noqa: ARG002
         """The table as it stands."""
-        return spark.read.table(self.table)
+        return spark.read.format("delta").load(str(layout.table(self.table)))

@@ -18,9 +18,9 @@ from invoice_platform.errors import PlatformError, StreamFailed
 from invoice_platform.streaming.landing import Admission
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import stream_lock
+from invoice_platform.streaming.session import spark_exceptions
 from invoice_platform.streaming.sinks import DeltaSink
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg
-from invoice_platform.streaming.state import read_state
 from invoice_platform.streaming.tables import Table, TableFacts, facts
 from invoice_platform.streaming.trigger import Trigger
 
@@ -70,6 +70,11 @@ class RunSettings:
             raise PlatformError(
                 f"max_files_per_trigger={self.max_files_per_trigger}: give a number of files from 1 up "
                 f"(default {MAX_FILES_PER_TRIGGER})"
+            )
+        if self.run_for_seconds is not None and not self.trigger.continuous:
+            raise PlatformError(
+                f"run_for_seconds={self.run_for_seconds:g} with trigger={self.trigger.text!r}, which ends by itself: "
+                "give an interval such as '30 seconds', or leave run_for_seconds out"
             )
         if self.run_for_seconds is not None and self.run_for_seconds <= 0:
             raise PlatformError(f"run_for_seconds={self.run_for_seconds}: give a time over 0, or leave it out")
@@ -275,21 +280,19 @@ class _StreamRun:
         query, self._query = self._query, None
         if query is None:
             return
-        try:
-            if query.isActive:
-                query.stop()
-        finally:
-            self._collect(query)
+        with self._told_apart():
+            try:
+                if query.isActive:
+                    query.stop()
+            finally:
+                self._collect(query)
 
     @contextmanager
     def _told_apart(self) -> Iterator[None]:
         """Turn what Spark raises into one line that names the stream."""
-        from py4j.protocol import Py4JError
-        from pyspark.errors import PySparkException
-
         try:
             yield
-        except (PySparkException, Py4JError) as error:
+        except spark_exceptions() as error:
             raise StreamFailed(self.stream.name, error, str(self.layout.spark_log)) from error
 
 
@@ -361,9 +364,10 @@ def run_streams(
 
 def _refuse_half_rebuilt(stream: Stream, layout: Layout) -> None:
     """Stop a stream whose tables an interrupted rebuild may have left half old, half new."""
-    if stream.name in read_state(layout.rebuild_note).get("streams", ()):
+    note = layout.rebuild_note(stream.name)
+    if note.exists():
         raise PlatformError(
-            f"stream {stream.name!r}: a rebuild was interrupted ({layout.rebuild_note}): run the rebuild again to finish it"
+            f"stream {stream.name!r}: a rebuild was interrupted ({note}): run the rebuild again to finish it"
         )
 
 
@@ -377,28 +381,32 @@ def _run_until_told(
     now = time.monotonic()
     deadline = now + settings.run_for_seconds if settings.run_for_seconds is not None else float("inf")
     admit_at, report_at = now, now + report_seconds
-    try:
+    with ExitStack() as stopped:
         for one in runs:
+            stopped.callback(one.stop)  # each, whatever becomes of the others
             one.admit()
             one.begin()
-        while (now := time.monotonic()) < deadline and not told_to_stop():
+        try:
+            while (now := time.monotonic()) < deadline and not told_to_stop():
+                for one in runs:
+                    one.poll(must_be_active=True)
+                if now >= admit_at:
+                    for one in runs:
+                        one.keep_up()
+                    admit_at = now + ADMIT_SECONDS
+                if now >= report_at:
+                    for one in runs:
+                        on_report(one.report())
+                    report_at = now + report_seconds
+                time.sleep(POLL_SECONDS)
+        except BaseException:  # cancelled, too: what was done since the last report is told
             for one in runs:
-                one.poll(must_be_active=True)
-            if now >= admit_at:
-                for one in runs:
-                    one.keep_up()
-                admit_at = now + ADMIT_SECONDS
-            if now >= report_at:
-                for one in runs:
-                    on_report(one.report())
-                report_at = now + report_seconds
-            time.sleep(POLL_SECONDS)
+                one.stop()
+                on_report(one.report())
+            raise
         for one in runs:
             one.stop()
             one.drain(count_files=False)
-    finally:
-        for one in reversed(runs):
-            one.stop()
 
 
 def run_stream(stream: Stream, spark: OpenSession, layout: Layout, settings: RunSettings, **options: Any) -> RunSummary:
