@@ -20,7 +20,7 @@ up: setup ## Start the warm Spark and the Dagster UI, with sensors and schedules
 test: setup ## Run all tests
 	@$(VENV)/pytest
 
-test-fast: setup ## Run the tests that start no process and wait for no clock
+test-fast: setup ## Run the tests that start no process, wait for no clock and take no long time
 	@$(VENV)/pytest -m "not slow"
 
 check: setup ## Check format, lint and types

@@ -122,7 +122,14 @@ def test_checks_pass_on_what_is_whole_and_warn_of_what_is_odd(platform: Platform
     assert found["quarantine_share"].passed
 
 
-@pytest.mark.parametrize("table", ["invoice_line_items", "quarantined_invoices", "invoices"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "invoice_line_items",
+        pytest.param("quarantined_invoices", marks=pytest.mark.slow),
+        pytest.param("invoices", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_or_repeated_row_fails_the_blocking_check(platform: Platform, table: str) -> None:
     platform.land("1.json", invoice("1"), "bad")
     assert checks(platform.run("ingest_invoices"))["landed_is_accepted_plus_quarantined"].passed
@@ -139,6 +146,7 @@ def test_a_lost_or_repeated_row_fails_the_blocking_check(platform: Platform, tab
     assert checks(result)["landed_is_accepted_plus_quarantined"].blocking
 
 
+@pytest.mark.slow
 def test_a_rebuild_is_recorded_for_every_table(platform: Platform) -> None:
     platform.land("1.json", invoice("1"), "bad")
     platform.run("ingest_invoices")
@@ -159,6 +167,7 @@ def test_words_are_counted_by_their_own_job_and_its_batch_twin(platform: Platfor
     assert platform.sql("SELECT * FROM {word_count} ORDER BY word") == streamed == [("one", 1), ("two", 2)]
 
 
+@pytest.mark.slow
 def test_maintenance_joins_small_files_and_the_streams_go_on(platform: Platform) -> None:
     for n in range(3):
         platform.land(f"{n}.json", invoice(str(n)))
@@ -177,6 +186,7 @@ def test_maintenance_joins_small_files_and_the_streams_go_on(platform: Platform)
     [
         ({"trigger": "often"}, "trigger='often' is not a trigger: use 'available_now'"),
         ({"max_files_per_trigger": -5}, "max_files_per_trigger=-5: give a number of files from 1 up"),
+        ({"run_for_seconds": 5.0}, "run_for_seconds=5 with trigger='available_now', which ends by itself"),
         ({"run_for_seconds": -1.0, "trigger": "1 second"}, "run_for_seconds=-1.0: give a time over 0"),
     ],
 )
@@ -184,6 +194,17 @@ def test_wrong_settings_fail_the_run_in_one_line(platform: Platform, values: dic
     result = platform.run("ingest_invoices", settings(**values), ok=False)
     assert why(result, "invoices").startswith(message)
     assert "\n" not in why(result, "invoices")
+
+
+def test_spark_settings_can_be_given_for_one_run(platform: Platform) -> None:
+    before = platform.spark.conf.get("spark.sql.shuffle.partitions")
+    config = {"resources": {"spark": {"config": {"conf": {"spark.sql.shuffle.partitions": "3"}}}}}
+    platform.land("1.json", invoice("1"))
+    try:
+        platform.run("ingest_invoices", config)
+        assert platform.spark.conf.get("spark.sql.shuffle.partitions") == "3"
+    finally:
+        platform.spark.conf.set("spark.sql.shuffle.partitions", before or "2")
 
 
 def test_a_missing_landing_folder_fails_the_run_in_one_line(platform: Platform) -> None:

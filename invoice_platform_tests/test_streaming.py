@@ -188,6 +188,13 @@ def test_a_run_that_failed_is_made_good_by_the_next(platform: Platform) -> None:
     assert numbers(platform) == ["1"]
 
 
+def test_a_table_left_behind_is_caught_up_by_a_session_that_knows_no_table(platform: Platform) -> None:
+    platform.land("1.json", invoice("1"))
+    run(platform)  # and the run died before the line items
+    platform.spark.sql("DROP TABLE invoices")  # from the catalog: as in a new process, where it is empty
+    assert [s.rows_added for s in run_all(platform)] == [0, 1, 0]
+
+
 def test_a_run_of_nothing_new_opens_no_session(platform: Platform) -> None:
     platform.land("1.json", invoice("1"))
     run_all(platform)
@@ -258,6 +265,7 @@ def test_a_rebuild_equals_the_streams_row_for_row_and_the_streams_go_on(platform
     assert platform.count("invoices") == 7
 
 
+@pytest.mark.slow
 def test_a_rebuild_takes_in_files_that_no_stream_has_read_and_they_are_not_read_again(platform: Platform) -> None:
     platform.land("1.json", invoice("1"))
     run_all(platform)
@@ -270,6 +278,7 @@ def test_a_rebuild_takes_in_files_that_no_stream_has_read_and_they_are_not_read_
     assert platform.count("invoice_line_items") == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_rebuild_is_refused_by_the_streams_until_it_is_finished(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,4 +332,6 @@ def test_numbers_that_make_no_sense_are_refused_with_the_setting() -> None:
     with pytest.raises(PlatformError, match=r"max_files_per_trigger=-1: give a number of files from 1 up"):
         RunSettings(max_files_per_trigger=-1)
     with pytest.raises(PlatformError, match=r"run_for_seconds=0: give a time over 0"):
-        RunSettings(run_for_seconds=0)
+        RunSettings(Trigger.parse("1 second"), run_for_seconds=0)
+    with pytest.raises(PlatformError, match="which ends by itself"):
+        RunSettings(run_for_seconds=5)

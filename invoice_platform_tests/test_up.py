@@ -236,6 +236,19 @@ def test_a_warm_spark_of_another_root_is_refused(root: Root, up: Up, tmp_path: P
     assert f"that Spark serves {root.path}, not {tmp_path}" in refused.stderr
 
 
+def test_a_stale_server_of_another_version_is_refused_with_the_remedy(root: Root, up: Up) -> None:  # noqa: ARG001
+    """The client is made to believe that it is another version: two of them cannot be installed side by side."""
+    code = (
+        "import sys, pyspark; pyspark.__version__ = '4.9.9'; sys.argv[1:] = ['sql', 'SELECT 1']; "
+        "import invoice_platform.cli as cli; cli.main()"
+    )
+    refused = subprocess.run(
+        [sys.executable, "-c", code], env=root.environment, capture_output=True, text=True, timeout=120
+    )
+    assert refused.returncode == 1
+    assert "a stale server, Spark 4.2.0 where this platform is 4.9.9; end it and start it anew" in refused.stderr
+
+
 def test_jobs_of_the_command_line_use_the_warm_spark_and_the_same_history(root: Root, up: Up) -> None:
     before = root.rows("invoices")
     assert "rebuild_invoices" in root.command("run", "rebuild_invoices").stdout
@@ -303,3 +316,16 @@ def test_one_interrupt_ends_everything_and_leaves_no_process(root: Root, up: Up)
 
 def test_without_the_warm_spark_the_same_tables_are_there(root: Root, up: Up) -> None:  # noqa: ARG001
     assert root.sql("SELECT count(*) FROM invoices") == [str(root.rows("invoices"))]
+
+
+def test_the_demo_shows_what_came_out_and_says_the_second_time_that_nothing_is_new(tmp_path: Path) -> None:
+    demo = Root(tmp_path / "root")
+    first = demo.command("demo")
+    assert "│ files admitted   │        3 │     3 │" in first.stdout
+    assert "│ line items       │      730 │       │" in first.stdout
+    assert "quarantined_invoices: 5 rows" in first.stdout
+    assert "Open the UI: `make up`, then http://127.0.0.1:3000" in first.stdout
+    assert "Traceback" not in first.stderr
+    second = demo.command("demo")
+    assert "Nothing is new: all 6 sample files were delivered before" in second.stdout
+    assert demo.rows("invoice_line_items") == 730
