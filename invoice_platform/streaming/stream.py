@@ -106,7 +106,7 @@ class RunSummary:
     admission: Admission | None = None
     batches: list[MicroBatch] = field(default_factory=list)
     files: int = 0
-    """Landed files worked through."""
+    """Landed files worked through; in a continuous run, admitted."""
     bytes: int = 0
     seconds: float = 0.0
     session_seconds: float = 0.0
@@ -207,7 +207,9 @@ class _StreamRun:
                     query = self._start(leg, Trigger())
                 while self.poll():
                     time.sleep(POLL_SECONDS)
-                if error := query.exception():
+                with self._told_apart():
+                    error = query.exception()
+                if error is not None:
                     raise StreamFailed(self.stream.name, error, str(self.layout.spark_log)) from None
             finally:
                 self.stop()
