@@ -217,12 +217,16 @@ def status(
     for inbox, state in facts["landing"].items():
         for file in state["left"]:
             out.print(f"  landing/{inbox}: {file['file']!r} stays: {file['reason']}", markup=False, soft_wrap=True)
-    keys = ("segments", "files_accepted", "records_accepted", "files_pending", "segment", "last_batch")
+    keys = ("segments", "files_accepted", "files_pending", "last_batch")
     _table(
         "streams",
-        ("stream", *keys, "offsets"),
-        [(n, *(s[k] for k in keys), json.dumps(s["offsets"])) for n, s in facts["streams"].items()],
+        ("stream", "segments", "accepted", "pending", "last batch"),
+        [(n, *(s[k] for k in keys)) for n, s in facts["streams"].items()],
     )
+    for name, stream in facts["streams"].items():
+        if stream["offsets"]:
+            where = f"  {name}: segment {stream['segment']} at {json.dumps(stream['offsets'])}"
+            out.print(where, markup=False, highlight=False, soft_wrap=True)
     keys = ("rows", "version", "files", "bytes")
     _table("tables", ("table", *keys), [(n, *(t[k] for k in keys)) for n, t in facts["tables"].items()])
 
@@ -230,9 +234,7 @@ def status(
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        table.add_column(
-            column.replace("_", " "), justify="right" if position and column != "offsets" else "left", overflow="fold"
-        )
+        table.add_column(column, justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table)
