@@ -11,6 +11,7 @@ from invoice_platform.assets.factory import (
     StreamConfig,
     checkpoint_pool,
     downstream,
+    end_when_cancelled,
     log_admission,
     log_batch,
     materialization,
@@ -83,6 +84,7 @@ def stream_all_invoices(
             run=f"run {context.run.run_id}",
             on_batch=log_batch(context.log),
             on_report=report,
+            told_to_stop=end_when_cancelled(context),
             report_seconds=config.report_seconds,
         )
     except PlatformError as error:

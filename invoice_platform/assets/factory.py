@@ -1,6 +1,7 @@
 """From a stream's declaration to its Dagster asset."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import dagster as dg
@@ -19,6 +20,9 @@ from invoice_platform.streaming.stream import (
     run_stream,
 )
 from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
+
+
+LOOK_SECONDS = 2.0
 
 
 class StreamConfig(dg.Config):
@@ -59,6 +63,25 @@ def log_batch(log: Any) -> Any:
         )
 
     return write
+
+
+def end_when_cancelled(context: Any) -> Callable[[], bool]:
+    """A `told_to_stop` that ends a cancelled run, should its interrupt have been lost inside a call to Spark.
+
+    An exception that a signal raises within gRPC's callbacks can vanish there; the run's status does not.
+    """
+    looked = time.monotonic()
+
+    def look() -> bool:
+        nonlocal looked
+        if time.monotonic() - looked >= LOOK_SECONDS:
+            looked = time.monotonic()
+            run = context.instance.get_run_by_id(context.run.run_id)
+            if run is not None and run.status == dg.DagsterRunStatus.CANCELING:
+                raise dg.DagsterExecutionInterruptedError
+        return False
+
+    return look
 
 
 def log_admission(log: Any, summary: RunSummary) -> None:
@@ -124,6 +147,7 @@ def stream_asset(stream: Stream, *, group: str, deps: Iterable[str] = ()) -> dg.
                 config.settings(),
                 run=f"run {context.run.run_id}",
                 on_batch=log_batch(context.log),
+                told_to_stop=end_when_cancelled(context),
                 on_report=lambda done: context.log_event(materialization(done, stream, lakehouse)),
             )
         except PlatformError as error:
