@@ -227,7 +227,7 @@ def test_a_trigger_that_ends_is_refused_by_the_continuous_job(platform: Platform
 def test_the_continuous_job_admits_files_while_it_runs_and_reports_materializations(platform: Platform) -> None:
     config = {
         "ops": {
-            "stream_all_invoices": {"config": {"trigger": "unspecified", "run_for_seconds": 20, "report_seconds": 1}}
+            "stream_all_invoices": {"config": {"trigger": "unspecified", "run_for_seconds": 40, "report_seconds": 1}}
         }
     }
     platform.land("1.json", invoice("1"))

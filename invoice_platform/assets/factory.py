@@ -21,7 +21,6 @@ from invoice_platform.streaming.stream import (
 )
 from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
 
-
 LOOK_SECONDS = 2.0
 
 
