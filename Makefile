@@ -3,7 +3,7 @@
 # Recipes name .venv relative to this file's folder, where make runs them, with or without -C.
 VENV := .venv/bin
 
-.PHONY: help setup demo up test test-fast check format constraints clean
+.PHONY: help setup demo up test test-fast check format readme constraints clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -31,6 +31,9 @@ check: setup ## Check format, lint and types
 format: setup ## Format, and mend what the linter can mend
 	@$(VENV)/ruff format
 	@$(VENV)/ruff check --fix
+
+readme: setup ## For maintainers: bring the README's tables of sources and sinks up to date
+	@$(VENV)/python -m invoice_platform.connectors README.md
 
 constraints: ## For maintainers: pin the newest versions that pyproject.toml allows
 	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT INT TERM; \

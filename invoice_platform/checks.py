@@ -1,11 +1,11 @@
-"""Asset checks of the invoice tables: nothing lost, nothing twice, and what looks odd in the data.
+"""Asset checks: nothing lost, nothing twice, and what looks odd in the data.
 
-What the Delta log and the ledger can tell (rows, nulls, records landed) is checked over the whole history at each run, at no
-cost that matters. What needs the rows is checked over those admitted since the blocking check last passed; their line items are
-added to a running count that the whole table is held against.
+What the Delta log, the ledger and a small table can tell is checked over the whole history at each run, at no cost that matters.
+What needs the rows of a large table is checked over those that came since the check last passed (their line items are added to a
+running count that the whole table is held against), or, for the tables people ask for, over everything by `audit_tables`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,25 +13,33 @@ import dagster as dg
 from pydantic import Field
 
 from invoice_platform.assets.bronze import INVOICES_STREAM
-from invoice_platform.assets.factory import told
+from invoice_platform.assets.factory import checkpoint_pool, told
+from invoice_platform.assets.gold import PRODUCT_SALES_STREAM, STORE_SALES_STREAM
 from invoice_platform.errors import PlatformError
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import spark_errors
+from invoice_platform.streaming.sources import DeltaTable
 from invoice_platform.streaming.state import read_state, write_state
-from invoice_platform.streaming.stream import OpenSession
-from invoice_platform.streaming.tables import declare_existing, facts, null_count
+from invoice_platform.streaming.stream import OpenSession, Stream
+from invoice_platform.streaming.tables import TableFacts, declare_existing, facts, null_counts, sum_column
+from invoice_platform.transforms import REWARD_SHARE, WINDOWS_OF_AN_ITEM
 
 KEY_COLUMNS = ("invoice_number", "created_time", "store_id", "line_number", "item_code")
+BRONZE = ("invoices", "kafka_invoices")
 NAMED = 20
 """Invoice numbers that a warning names, at most."""
 START_OF_TIME = "1970-01-01 00:00:00"
+NO_ROWS = TableFacts(version=-1, rows=0, files=0, bytes=0)
 
 RECONCILED = "landed_is_accepted_plus_quarantined"
 NO_NULL_KEYS = "no_null_keys"
 TOTALS_ADD_UP = "line_totals_add_up"
 NOT_RESENT = "invoice_numbers_sent_once"
 QUARANTINE_SHARE = "quarantine_share"
+ONE_OFFSET_ONE_ROW = "each_offset_once"
+LATE = "late_line_items"
+EQUALS_SQL = "equals_plain_sql"
 
 
 class CheckConfig(dg.Config):
@@ -54,41 +62,48 @@ class NewRows:
     totals_differ_in: list[str] = field(default_factory=list)
     resent: int = 0
     resent_numbers: list[str] = field(default_factory=list)
-    through: str = START_OF_TIME
+    through: dict[str, str] = field(default_factory=dict)
+    """For each bronze table the time at which the newest of them came (UTC)."""
 
 
-def look_at_new_rows(spark: OpenSession, layout: Layout, since: str) -> NewRows:
-    """Count what the checks need over the rows admitted after `since` (a UTC timestamp in text).
+def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str]) -> NewRows:
+    """Count what the checks need over the bronze rows that came after `since` (a UTC timestamp for each table).
 
     Delta skips the files before `since` by their statistics; only re-sent numbers are looked up among all that came.
     """
     session = spark()
-    declare_existing(session, layout)
+    known = [name for name in BRONZE if name in declare_existing(session, layout)]
+    every = " UNION ALL ".join(
+        f"SELECT '{name}' AS bronze, InvoiceNumber, TotalAmount, InvoiceLineItems, reason, ingested_at FROM {name} "
+        f"WHERE ingested_at > TIMESTAMP '{since.get(name, START_OF_TIME)}'"
+        for name in known
+    )
     session.sql(
         f"""CREATE OR REPLACE TEMPORARY VIEW new_invoices AS SELECT *,
               aggregate(InvoiceLineItems, CAST(0 AS DECIMAL(38,2)), (sum, item) -> CAST(sum + item.TotalValue AS DECIMAL(38,2)))
                 <> TotalAmount AS differs
-            FROM invoices WHERE ingested_at > TIMESTAMP '{since}'"""
+            FROM ({every})"""
     )
     counts = session.sql(
-        """SELECT count(*) AS records, count(reason) AS quarantined,
+        """SELECT bronze, count(*) AS records, count(reason) AS quarantined,
              coalesce(sum(CASE WHEN reason IS NULL THEN size(InvoiceLineItems) END), 0) AS line_items,
              count_if(differs) AS totals_differ, CAST(max(ingested_at) AS STRING) AS through
-           FROM new_invoices"""
-    ).collect()[0]
+           FROM new_invoices GROUP BY bronze"""
+    ).collect()
     rows = NewRows(
-        records=counts["records"],
-        quarantined=counts["quarantined"],
-        line_items=counts["line_items"],
-        totals_differ=counts["totals_differ"],
-        through=counts["through"] or since,
+        records=sum(row["records"] for row in counts),
+        quarantined=sum(row["quarantined"] for row in counts),
+        line_items=sum(row["line_items"] for row in counts),
+        totals_differ=sum(row["totals_differ"] for row in counts),
+        through=dict(since) | {row["bronze"]: row["through"] for row in counts},
     )
     if rows.totals_differ:
         named = session.sql(f"SELECT InvoiceNumber FROM new_invoices WHERE differs LIMIT {NAMED}").collect()
         rows.totals_differ_in = sorted(row[0] for row in named)
+    numbers = " UNION ALL ".join(f"SELECT InvoiceNumber FROM {name}" for name in known)
     resent = session.sql(
         f"""SELECT count(*), slice(sort_array(collect_list(InvoiceNumber)), 1, {NAMED}) FROM (
-             SELECT InvoiceNumber FROM invoices
+             SELECT InvoiceNumber FROM ({numbers})
              WHERE InvoiceNumber IN (SELECT InvoiceNumber FROM new_invoices WHERE reason IS NULL)
              GROUP BY InvoiceNumber HAVING count(*) > 1)"""
     ).collect()[0]
@@ -102,18 +117,22 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: str) -> NewRows:
         dg.AssetCheckSpec(
             RECONCILED,
             asset="invoice_line_items",
-            additional_deps=["invoices", "quarantined_invoices"],
+            additional_deps=[*BRONZE, "quarantined_invoices"],
             blocking=True,
-            description="Every landed record is in invoices once, and either its line items or its raw text went on.",
+            description="Every landed record is in bronze once, and either its line items or its raw text went on.",
         ),
         dg.AssetCheckSpec(
             NO_NULL_KEYS, asset="invoice_line_items", description=f"No null in {', '.join(KEY_COLUMNS)}."
         ),
         dg.AssetCheckSpec(
-            TOTALS_ADD_UP, asset="invoices", description="The line totals add up to what the invoice says (new rows)."
+            TOTALS_ADD_UP,
+            asset="invoice_line_items",
+            description="The line totals add up to what the invoice says (new rows).",
         ),
         dg.AssetCheckSpec(
-            NOT_RESENT, asset="invoices", description="No invoice number of the new rows came more than once, ever."
+            NOT_RESENT,
+            asset="invoice_line_items",
+            description="No invoice number of the new rows came more than once, ever.",
         ),
         dg.AssetCheckSpec(
             QUARANTINE_SHARE,
@@ -121,6 +140,8 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: str) -> NewRows:
             description="The share of new records that went to quarantine is under the threshold.",
         ),
     ],
+    # Not while a run that writes it alone is between bronze and silver.
+    pool=checkpoint_pool("kafka_invoices"),
 )
 def invoice_checks(
     config: CheckConfig,
@@ -131,14 +152,16 @@ def invoice_checks(
     """All checks of the invoice tables, in one step that opens no Spark when nothing is new."""
     layout = lakehouse.layout
     checked = read_state(layout.checked)
-    since = checked.get("through", START_OF_TIME)
+    since = checked.get("through", {})
     items = checked.get("line_items", 0)  # what the records checked so far should have become
     bronze, silver = facts(layout.table("invoices")), facts(layout.table("invoice_line_items"))
-    quarantine = facts(layout.table("quarantined_invoices"))
-    if bronze is None or silver is None or quarantine is None:
+    quarantine, kafka = facts(layout.table("quarantined_invoices")), facts(layout.table("kafka_invoices")) or NO_ROWS
+    if silver is None or quarantine is None:
         raise told(PlatformError("the invoice tables are not all there: run ingest_invoices first"))
+    bronze = bronze or NO_ROWS
+    versions = [bronze.version, kafka.version]
     new = NewRows(through=since)
-    if checked.get("version") != bronze.version:
+    if checked.get("versions") != versions:
         try:
             with spark_errors("the checks could not read the tables", layout):
                 new = look_at_new_rows(spark.session, layout, since)
@@ -149,10 +172,12 @@ def invoice_checks(
         new = NewRows(**checked["rows"])  # nothing is new: what was said of the last new rows still holds
 
     landed = landing.of(INVOICES_STREAM).ledger.totals()["records_drained"]
-    accepted = null_count(layout.table("invoices"), "reason")
-    reconciled = landed == bronze.rows and bronze.rows == accepted + quarantine.rows and silver.rows == items
+    accepted = sum(null_counts(layout.table(name), ["reason"])["reason"] for name in BRONZE)
+    reconciled = (
+        landed == bronze.rows and bronze.rows + kafka.rows == accepted + quarantine.rows and silver.rows == items
+    )
     if reconciled:
-        state = {"through": new.through, "version": bronze.version, "line_items": items, "rows": asdict(new)}
+        state = {"through": new.through, "versions": versions, "line_items": items, "rows": asdict(new)}
         write_state(layout.checked, state)
     yield dg.AssetCheckResult(
         check_name=RECONCILED,
@@ -160,20 +185,21 @@ def invoice_checks(
         passed=reconciled,
         severity=dg.AssetCheckSeverity.ERROR,
         description=(
-            f"landed {landed}, in invoices {bronze.rows} = accepted {accepted} + quarantined {quarantine.rows}; "
-            f"line items: expected {items}, found {silver.rows}"
+            f"landed {landed}, in invoices {bronze.rows}, in kafka_invoices {kafka.rows}; accepted {accepted} + "
+            f"quarantined {quarantine.rows}; line items: expected {items}, found {silver.rows}"
         ),
         metadata={
             "landed": landed,
             "in_invoices": bronze.rows,
+            "in_kafka_invoices": kafka.rows,
             "accepted": accepted,
             "quarantined": quarantine.rows,
             "line_items_expected": items,
             "line_items_found": silver.rows,
-            "checked_through": new.through,
+            "checked_through": dg.MetadataValue.json(new.through),
         },
     )
-    nulls = {column: null_count(layout.table("invoice_line_items"), column) for column in KEY_COLUMNS}
+    nulls = null_counts(layout.table("invoice_line_items"), KEY_COLUMNS)
     yield dg.AssetCheckResult(
         check_name=NO_NULL_KEYS,
         asset_key="invoice_line_items",
@@ -182,14 +208,14 @@ def invoice_checks(
     )
     yield _warning(
         TOTALS_ADD_UP,
-        "invoices",
+        "invoice_line_items",
         new.totals_differ == 0,
         f"{new.totals_differ} of {new.records} new records have line totals that do not add up to TotalAmount",
         {"records": new.records, "differ": new.totals_differ, "invoice_numbers": new.totals_differ_in},
     )
     yield _warning(
         NOT_RESENT,
-        "invoices",
+        "invoice_line_items",
         new.resent == 0,
         f"{new.resent} invoice numbers of the new records came more than once",
         {"resent": new.resent, "invoice_numbers": new.resent_numbers},
@@ -218,3 +244,169 @@ def _warning(name: str, asset: str, passed: bool, description: str, metadata: di
         description=description,
         metadata=metadata,
     )
+
+
+@dg.asset_check(
+    asset="kafka_invoices",
+    name=ONE_OFFSET_ONE_ROW,
+    description="No record of the topic is in the table twice (new rows, against the last offset seen of each partition).",
+)
+def kafka_check(spark: SparkResource, lakehouse: Lakehouse) -> dg.AssetCheckResult:
+    """Rows, repeats and gaps of what came since the check last passed."""
+    layout = lakehouse.layout
+    state = layout.checkpoints / "kafka_checked.json"
+    before = {"version": -1, "through": START_OF_TIME, "offsets": {}, "rows": 0, "repeated": 0, "without_record": 0}
+    checked = before | read_state(state)
+    found = facts(layout.table("kafka_invoices")) or NO_ROWS
+    if found.version != checked["version"]:
+        try:
+            with spark_errors("the check could not read kafka_invoices", layout):
+                checked |= _look_at_offsets(spark, layout, checked) | {"version": found.version}
+        except PlatformError as error:
+            raise told(error) from error
+        if not checked["repeated"]:
+            write_state(state, checked)
+    return dg.AssetCheckResult(
+        passed=not checked["repeated"],
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=(
+            f"{checked['rows']} new rows, {checked['repeated']} of offsets that are there already, "
+            f"{checked['without_record']} offsets without a row (expired, or a topic that is compacted or transactional)"
+        ),
+        metadata={key: checked[key] for key in ("rows", "repeated", "without_record")}
+        | {"offsets": dg.MetadataValue.json(checked["offsets"])},
+    )
+
+
+def _look_at_offsets(spark: SparkResource, layout: Layout, checked: Mapping[str, Any]) -> dict[str, Any]:
+    found = (
+        spark.session()
+        .sql(
+            f"""SELECT concat(topic, '/', partition) AS place, count(*) AS rows, count(DISTINCT offset) AS offsets,
+                  min(offset) AS first, max(offset) AS last, CAST(max(ingested_at) AS STRING) AS through
+                FROM delta.`{layout.table("kafka_invoices")}`
+                WHERE ingested_at > TIMESTAMP '{checked["through"]}' GROUP BY topic, partition"""
+        )
+        .collect()
+    )
+    seen: Mapping[str, int] = checked["offsets"]
+    repeated = without_record = 0
+    for row in found:
+        next_offset = seen.get(row["place"], row["first"] - 1) + 1
+        repeated += row["rows"] - row["offsets"] + max(next_offset - row["first"], 0)
+        without_record += row["last"] - max(row["first"], next_offset) + 1 - row["offsets"]
+        without_record += max(row["first"] - next_offset, 0)
+    return {
+        "through": max((row["through"] for row in found), default=checked["through"]),
+        "offsets": dict(seen) | {row["place"]: row["last"] for row in found},
+        "rows": sum(row["rows"] for row in found),
+        "repeated": repeated,
+        "without_record": max(without_record, 0),
+    }
+
+
+def _late(stream: Stream, lakehouse: Lakehouse, windows: int) -> dg.AssetCheckResult:
+    """How often a line item came when the watermark had passed and was left out: what was read less what was added up."""
+    layout = lakehouse.layout
+    assert isinstance(stream.source, DeltaTable)
+    assert stream.table is not None
+    version = stream.source.drained_versions(layout, stream.name).get("invoice_line_items")
+    read = facts(layout.table("invoice_line_items"), version) or NO_ROWS if version is not None else NO_ROWS
+    late = max(windows * read.rows - sum_column(layout.table(stream.table.name), "line_items"), 0)
+    each = f", of {windows} windows each" if windows > 1 else ""
+    return dg.AssetCheckResult(
+        passed=late == 0,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=(
+            f"{late} times one of {read.rows} line items{each} came behind the watermark and is not in {stream.table.name}; "
+            "rebuild_invoices takes them in"
+        ),
+        metadata={"late": late, "line_items_read": read.rows},
+    )
+
+
+@dg.asset_check(asset="store_daily_sales", name=LATE, description="No line item came too late to be counted.")
+def late_in_store_sales(lakehouse: Lakehouse) -> dg.AssetCheckResult:
+    """Late line items of store_daily_sales."""
+    return _late(STORE_SALES_STREAM, lakehouse, 1)
+
+
+@dg.asset_check(
+    asset="product_sales_windows", name=LATE, description="No line item came too late for one of its windows."
+)
+def late_in_product_sales(lakehouse: Lakehouse) -> dg.AssetCheckResult:
+    """Late line items of product_sales_windows: one can be late for some of its windows and not for others."""
+    return _late(PRODUCT_SALES_STREAM, lakehouse, WINDOWS_OF_AN_ITEM)
+
+
+_ONCE = """SELECT InvoiceNumber, first(CustomerCardNo) AS customer_card_no, first(TotalAmount) AS total_amount
+  FROM bronze WHERE reason IS NULL AND trim(CustomerCardNo) <> '' GROUP BY InvoiceNumber"""
+PLAIN_SQL = {
+    "customer_rewards": f"""SELECT customer_card_no, count(*) AS invoices, sum(total_amount) AS total_amount,
+        sum(total_amount * {REWARD_SHARE}BD) AS points FROM ({_ONCE}) GROUP BY customer_card_no""",
+    "store_daily_sales": """SELECT store_id, date(created_time) AS sales_date, count(*) AS line_items,
+        sum(item_qty) AS item_qty, sum(total_value) AS total_value FROM invoice_line_items GROUP BY ALL""",
+    "product_sales_windows": """SELECT window.start AS window_start, window.end AS window_end, item_code,
+        count(*) AS line_items, sum(item_qty) AS item_qty, sum(total_value) AS total_value
+        FROM (SELECT *, window(created_time, '1 hour', '15 minutes') AS window FROM invoice_line_items) GROUP BY ALL""",
+    "loyalty_notifications": """SELECT InvoiceNumber AS invoice_number, source_file, TotalAmount AS total_amount
+        FROM bronze WHERE reason IS NULL AND CustomerType = 'PRIME' AND trim(CustomerCardNo) <> ''""",
+}
+"""What each table should hold, said another way than the stream says it; the columns are those compared."""
+
+
+@dg.multi_asset_check(
+    name="gold_audit",
+    specs=[
+        dg.AssetCheckSpec(
+            EQUALS_SQL, asset=table, description="Equal, row for row, to plain SQL over everything that ever came."
+        )
+        for table in PLAIN_SQL
+    ],
+    can_subset=True,
+)
+def gold_audit(
+    context: dg.AssetCheckExecutionContext, spark: SparkResource, lakehouse: Lakehouse
+) -> Iterator[dg.AssetCheckResult]:
+    """Compare whole tables with what they should be: as long as the history is, so by a job of its own."""
+    layout = lakehouse.layout
+    try:
+        with spark_errors("the audit could not read the tables", layout):
+            session = spark.session()
+            known = declare_existing(session, layout)
+            bronze = [
+                f"SELECT InvoiceNumber, CustomerCardNo, CustomerType, TotalAmount, reason, source_file, ingested_at FROM {name}"
+                for name in BRONZE
+                if name in known
+            ]
+            if bronze:
+                session.sql(f"CREATE OR REPLACE TEMPORARY VIEW bronze AS {' UNION ALL '.join(bronze)}")
+            for key in sorted(context.selected_asset_check_keys):
+                table = key.asset_key.to_user_string()
+                yield _compared(session, table) if bronze and table in known else _nothing_yet(table)
+    except PlatformError as error:
+        raise told(error) from error
+
+
+def _nothing_yet(table: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=EQUALS_SQL, asset_key=table, passed=True, description=f"{table} has not been made yet"
+    )
+
+
+def _compared(session: Any, table: str) -> dg.AssetCheckResult:
+    """Rows that a table lacks and rows that it should not have, repeats counted."""
+    expected = session.sql(PLAIN_SQL[table])
+    found = session.table(table).select(*expected.columns)
+    lacking, unwanted = expected.exceptAll(found).count(), found.exceptAll(expected).count()
+    return dg.AssetCheckResult(
+        check_name=EQUALS_SQL,
+        asset_key=table,
+        passed=not (lacking or unwanted),
+        severity=dg.AssetCheckSeverity.WARN,  # a stream may be behind its sources, and late rows are counted elsewhere
+        description=f"{table}: {lacking} rows that plain SQL gives are not there, {unwanted} that it does not give are",
+        metadata={"lacking": lacking, "unwanted": unwanted, "rows": found.count()},
+    )
+
+
+CHECKS = (invoice_checks, kafka_check, late_in_store_sales, late_in_product_sales, gold_audit)

@@ -7,8 +7,9 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -19,9 +20,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from invoice_platform.broker import KAFKA_PORT
 from invoice_platform.errors import PlatformError, first_line
 from invoice_platform.orchestrate import UI_PORT
 from invoice_platform.server import CONNECT_PORT
+from invoice_platform.streaming.kafka import KafkaConnection, LocalBroker, create_topic
 from invoice_platform.streaming.layout import Layout
 
 app = typer.Typer(
@@ -92,6 +95,29 @@ def generate(
             records, faulty, line_items = records + file.records, faulty + file.faulty, line_items + file.line_items
             print(file.path)
     say.print(f"{files} files: {records} records, of which {faulty} faulty; {line_items} line items in the others")
+
+
+@app.command()
+def produce(
+    files: Annotated[list[Path], typer.Argument(help="Files of lines, plain or .gz.")],
+    topic: Annotated[str, typer.Option(help="Where to.")] = "invoices",
+    create: Annotated[bool, typer.Option("--create", help="Make the topic when it is not there.")] = False,
+    partitions: Annotated[int, typer.Option(help="Partitions of a topic that is made.")] = 3,
+) -> None:
+    """Send each line of files to a Kafka topic; prints, for each file, how many messages were acknowledged."""
+    from invoice_platform.produce import produce as send
+
+    connection = KafkaConnection.of(Layout.at())
+    # Rich, by default, shows on stderr what is printed meanwhile: right on a terminal, wrong where stdout is a pipe.
+    shown = {"transient": True, "disable": not say.is_terminal, "redirect_stdout": sys.stdout.isatty()}
+    with Progress(console=say, **shown) as progress:
+        task = progress.add_task("sending", total=sum(file.stat().st_size for file in files if file.is_file()))
+
+        def read(size: int) -> None:
+            progress.advance(task, size)
+
+        for sent in send(connection, topic, files, create=create, partitions=partitions, progress=read):
+            print(f"{sent.file}: {sent.records} messages acknowledged")
 
 
 @app.command()
@@ -194,6 +220,41 @@ def _print_rows(rows: Any, format: Format) -> None:
     out.print(table)
 
 
+class PeekSink(str, Enum):
+    """Where `peek` reads to."""
+
+    memory = "memory"
+    console = "console"
+
+
+@app.command()
+def peek(
+    stream: Annotated[str, typer.Argument(help="Name of a stream, such as invoice_line_items.")],
+    rows: Annotated[int, typer.Option(help="Rows to show, at most.")] = 10,
+    sink: Annotated[PeekSink, typer.Option(help="memory, or Spark's console (its own print of each micro-batch).")] = (
+        PeekSink.memory
+    ),
+    format: Annotated[Format, typer.Option(help="How rows are printed (memory).")] = Format.table,
+) -> None:
+    """Show the first rows that a stream makes, without touching its table, its checkpoint or landing."""
+    from invoice_platform.assets.factory import STREAMS
+    from invoice_platform.definitions import defs  # noqa: F401  (declares the streams)
+    from invoice_platform.streaming.peek import peek as first_rows
+    from invoice_platform.streaming.session import open_session
+
+    if stream not in STREAMS:
+        raise PlatformError(f"there is no stream {stream!r}: choose one of {', '.join(STREAMS)}")
+    layout = Layout.at()
+    session, owned = open_session(layout)
+    try:
+        with first_rows(STREAMS[stream], lambda: session, layout, rows, sink.value) as found:
+            if found is not None:
+                _print_rows(found, format)
+    finally:
+        if owned:
+            session.stop()
+
+
 @app.command()
 def status(
     format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,
@@ -257,6 +318,29 @@ def serve(spark_port: Annotated[int, typer.Option(help="Port of the Spark Connec
 
 
 @app.command()
+def kafka(port: Annotated[int, typer.Option(help="Port of the broker.")] = KAFKA_PORT) -> None:
+    """Keep a Kafka broker of this root's own on loopback, with the platform's topics, until Ctrl-C; its data stays."""
+    from invoice_platform.broker import TOPICS, broker
+
+    layout = Layout.at()
+    with until_told() as told:
+        say.print("starting a Kafka broker …")
+        with broker(layout, port) as running:
+            for topic, partitions in TOPICS.items():
+                create_topic(KafkaConnection(running.bootstrap_servers), topic, partitions)
+            print(running.bootstrap_servers, flush=True)
+            say.print(
+                f"Kafka for {layout.root} with {', '.join(TOPICS)}; streams and `produce` find it by themselves. "
+                "Ctrl-C ends it.",
+                soft_wrap=True,
+            )
+            while not told and LocalBroker.of(layout) is not None:
+                time.sleep(0.5)
+            if not told:
+                raise PlatformError(f"the Kafka broker ended: see {layout.logs / 'kafka.log'}, then start it again")
+
+
+@app.command()
 def up(
     ui_port: Annotated[int, typer.Option(help="Port of Dagster's UI.")] = UI_PORT,
     spark_port: Annotated[int, typer.Option(help="Port of the Spark Connect server.")] = CONNECT_PORT,
@@ -289,20 +373,27 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def until_told() -> Iterator[None]:
-    """A block that one of `ENDINGS` ends, in order; a second one while things are being ended changes nothing."""
+def until_told() -> Iterator[list[int]]:
+    """A block that one of `ENDINGS` ends, in order; a second one while things are being ended changes nothing.
+
+    Gives the signals that came. Python drops an interrupt that comes at the wrong moment, such as in a weak reference's
+    callback; so a block that does more than wait looks there too.
+    """
+    told: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        for number in ENDINGS:
-            signal.signal(number, signal.SIG_IGN)
+        told.append(number)
+        for ending in ENDINGS:
+            signal.signal(ending, signal.SIG_IGN)
         say.print("ending …")
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handler) for number in ENDINGS}
     try:
-        yield
-    except KeyboardInterrupt:
-        say.print("ended")
+        with suppress(KeyboardInterrupt):
+            yield told
+        if told:
+            say.print("ended")
     finally:
         for number, old in before.items():
             signal.signal(number, old)

@@ -2,22 +2,22 @@
 
 import dagster as dg
 
-from invoice_platform.assets import bronze, silver, word_count
-from invoice_platform.checks import invoice_checks
+from invoice_platform.assets import bronze, gold, silver, word_count
+from invoice_platform.checks import CHECKS
 from invoice_platform.jobs import JOBS
 from invoice_platform.logs import console
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
-from invoice_platform.schedules import hourly_ingest
-from invoice_platform.sensors import landed_invoices_sensor, landed_text_sensor
+from invoice_platform.schedules import SCHEDULES
+from invoice_platform.sensors import SENSORS
 
 lakehouse = Lakehouse()
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([bronze, silver, word_count]),
-    asset_checks=[invoice_checks],
+    assets=dg.load_assets_from_modules([bronze, silver, gold, word_count]),
+    asset_checks=CHECKS,
     jobs=JOBS,
-    schedules=[hourly_ingest],
-    sensors=[landed_invoices_sensor, landed_text_sensor],
+    schedules=SCHEDULES,
+    sensors=SENSORS,
     resources={
         "lakehouse": lakehouse,
         "landing": LandingZone(lakehouse=lakehouse),

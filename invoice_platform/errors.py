@@ -37,14 +37,17 @@ class StreamFailed(PlatformError):
         What Spark said; its first line becomes part of the message.
     log : str
         Where the full account is.
+    remedy : str
+        What a person has to do, where the next run would fail alike.
     """
 
-    def __init__(self, stream: str, cause: BaseException, log: str) -> None:
+    def __init__(self, stream: str, cause: BaseException, log: str, remedy: str | None = None) -> None:
         self.stream = stream
         self.cause = cause
+        what_next = "what was committed stays, and the next run goes on from there"
         super().__init__(
-            f"stream {stream!r} failed: {first_line(cause)} (full account in {log}; "
-            "what was committed stays, and the next run goes on from there)"
+            f"stream {stream!r} failed: {f'{remedy}: ' if remedy else ''}{first_line(cause)} "
+            f"(full account in {log}; {what_next if remedy is None else 'what was committed stays'})"
         )
 
 

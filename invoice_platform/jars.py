@@ -1,7 +1,7 @@
-"""The jars that Spark needs beyond its own, resolved once at set-up into a folder and given to Spark by path.
+"""The jars that Spark needs beyond its own, and those of a Kafka broker, resolved once at set-up and used by path.
 
 `spark.jars.packages` would ask a registry at each session start, which costs 7 to 10 s and fails without a network.
-Here Spark's own Ivy downloads what `JARS` lists, and nothing else, when `make setup` runs this module.
+Here Spark's own Ivy downloads what `SPARK` and `BROKER` list, and nothing else, when `make setup` runs this module.
 
 The module needs the standard library alone, so that set-up can ask it about Java before anything is installed.
 """
@@ -35,14 +35,141 @@ class Jar:
         return f"{self.artifact}-{self.version}.jar"
 
 
+@dataclass(frozen=True)
+class JarSet:
+    """Jars for one kind of process, in a folder of their own."""
+
+    wanted_by: str
+    """Who needs them, in words."""
+    folder_name: str
+    """Folder inside `jar_folder`; empty for that folder itself."""
+    jars: tuple[Jar, ...]
+
+    @property
+    def folder(self) -> Path:
+        return jar_folder() / self.folder_name
+
+    @property
+    def missing(self) -> list[Jar]:
+        """Those that are not there, or cut short."""
+        return [jar for jar in self.jars if not _is_jar(self.folder / jar.file_name)]
+
+    def paths(self) -> list[Path]:
+        """Return the path of every jar, in the order in which they are listed.
+
+        Raises
+        ------
+        PlatformError
+            If one is missing or damaged: names the folder, the jars and the remedy.
+        """
+        if missing := self.missing:
+            names = ", ".join(jar.file_name for jar in missing)
+            raise PlatformError(f"jars missing or damaged in {self.folder}: {names}: {_REMEDY}")
+        return [self.folder / jar.file_name for jar in self.jars]
+
+    def resolve(self) -> list[Path]:
+        """Download the jars that are missing or damaged, remove those of other versions, and return all paths.
+
+        Returns
+        -------
+        list[Path]
+            The same as `paths`.
+
+        Raises
+        ------
+        PlatformError
+            If there is no usable Java, or if a download fails.
+
+        Notes
+        -----
+        With all jars there it starts no Java and asks no network. A jar appears under its name only when it is whole,
+        so an interrupted run leaves nothing half-made, and two runs at once do no harm.
+        """
+        if missing := self.missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Inside the folder, so that each move is a rename within one file system.
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".resolving-") as work:
+                _download(missing, Path(work))
+                for jar in missing:
+                    os.replace(Path(work, "jars", jar.file_name), self.folder / jar.file_name)
+        self._remove_other_versions()
+        return self.paths()
+
+    def _remove_other_versions(self) -> None:
+        """Remove what an earlier pin left behind; jars that are none of this project's stay."""
+        ours = {_bare_name(jar.file_name) for jar in self.jars}
+        kept = {jar.file_name for jar in self.jars}
+        for path in self.folder.glob("*.jar"):
+            if path.name not in kept and _bare_name(path.name) in ours:
+                path.unlink(missing_ok=True)
+
+
 # Not transitive: of the 34 jars that Delta's own description asks for, Spark brings most itself, and the rest serve
 # Delta's new kernel-based connector (`spark.databricks.delta.v2.enableMode`, off by default) and Unity Catalog alone.
 # Who turns either on adds delta-kernel-api, delta-kernel-defaults, delta-kernel-unitycatalog and unitycatalog-client.
-JARS = (
-    # Delta Lake for Spark 4.2; the version is the one of the wheel delta-spark.
-    Jar("io.delta", "delta-spark_4.2_2.13", "4.4.0"),
-    # Reads and writes the transaction log, and settles who wins when two commit at once.
-    Jar("io.delta", "delta-storage", "4.4.0"),
+# Likewise Kafka's: what else its connector asks for (lz4, snappy, SLF4J) is among Spark's own.
+SPARK = JarSet(
+    "Spark",
+    "",
+    (
+        # Delta Lake for Spark 4.2; the version is the one of the wheel delta-spark.
+        Jar("io.delta", "delta-spark_4.2_2.13", "4.4.0"),
+        # Reads and writes the transaction log, and settles who wins when two commit at once.
+        Jar("io.delta", "delta-storage", "4.4.0"),
+        # The Kafka source and sink; the version is Spark's.
+        Jar("org.apache.spark", "spark-sql-kafka-0-10_2.13", "4.2.0"),
+        # The connector builds every consumer's and producer's login with it, with delegation tokens or without.
+        Jar("org.apache.spark", "spark-token-provider-kafka-0-10_2.13", "4.2.0"),
+        # Speaks to Kafka; the version that the connector was built with.
+        Jar("org.apache.kafka", "kafka-clients", "3.9.2"),
+        # The connector keeps consumers in its pools; the version that the connector was built with.
+        Jar("org.apache.commons", "commons-pool2", "2.13.1"),
+        # Reads from and writes to Postgres.
+        Jar("org.postgresql", "postgresql", "42.7.7"),
+    ),
+)
+# A broker for development and tests. Apart, because its kafka-clients is of another version than Spark's. Found by
+# trying: what else Kafka's description asks for is among Spark's own jars, which come after these on its class path
+# (Scala, Jackson, SLF4J, log4j, the codecs), or serves what a broker on loopback has no use for (OAuth, tiered storage).
+_KAFKA = "4.1.0"
+BROKER = JarSet(
+    "a Kafka broker",
+    "kafka",
+    (
+        # The broker and the tool that formats its folder.
+        Jar("org.apache.kafka", "kafka_2.13", _KAFKA),
+        # The protocol, which broker and client share.
+        Jar("org.apache.kafka", "kafka-clients", _KAFKA),
+        # Configuration and request handling that have moved out of kafka_2.13.
+        Jar("org.apache.kafka", "kafka-server", _KAFKA),
+        Jar("org.apache.kafka", "kafka-server-common", _KAFKA),
+        # KRaft: the metadata log, and what is in it.
+        Jar("org.apache.kafka", "kafka-raft", _KAFKA),
+        Jar("org.apache.kafka", "kafka-metadata", _KAFKA),
+        # The messages on disk.
+        Jar("org.apache.kafka", "kafka-storage", _KAFKA),
+        Jar("org.apache.kafka", "kafka-storage-api", _KAFKA),
+        # Consumer groups, share groups, transactions.
+        Jar("org.apache.kafka", "kafka-coordinator-common", _KAFKA),
+        Jar("org.apache.kafka", "kafka-group-coordinator", _KAFKA),
+        Jar("org.apache.kafka", "kafka-group-coordinator-api", _KAFKA),
+        Jar("org.apache.kafka", "kafka-share-coordinator", _KAFKA),
+        Jar("org.apache.kafka", "kafka-transaction-coordinator", _KAFKA),
+        # The group coordinator's: hashes of subscriptions, patterns of topics, histograms.
+        Jar("com.dynatrace.hash4j", "hash4j", "0.22.0"),
+        Jar("com.google.re2j", "re2j", "1.8"),
+        Jar("org.hdrhistogram", "HdrHistogram", "2.2.2"),
+        # The metadata's immutable maps.
+        Jar("org.pcollections", "pcollections", "4.0.2"),
+        # Logs and metrics.
+        Jar("com.typesafe.scala-logging", "scala-logging_2.13", "3.9.5"),
+        Jar("com.yammer.metrics", "metrics-core", "2.2.0"),
+        # The arguments of the broker and of the tool.
+        Jar("net.sf.jopt-simple", "jopt-simple", "5.0.4"),
+        Jar("net.sourceforge.argparse4j", "argparse4j", "0.7.0"),
+        # Addresses in `listeners`.
+        Jar("commons-validator", "commons-validator", "1.9.0"),
+    ),
 )
 
 _REMEDY = "run `make setup` or `python -m invoice_platform.jars`"
@@ -55,49 +182,23 @@ def jar_folder() -> Path:
 
 
 def jar_paths() -> list[Path]:
-    """Return the path of every jar, in the order of `JARS`.
+    """Return the path of every jar that Spark is given; see `JarSet.paths`."""
+    return SPARK.paths()
+
+
+def spark_folder() -> Path:
+    """Return the folder of the installed pyspark, which is Spark's home.
 
     Raises
     ------
     PlatformError
-        If one is missing or damaged: names the folder, the jars and the remedy.
+        If pyspark is not installed.
     """
-    folder = jar_folder()
-    if missing := _missing():
-        names = ", ".join(jar.file_name for jar in missing)
-        raise PlatformError(f"jars missing or damaged in {folder}: {names}: {_REMEDY}")
-    return [folder / jar.file_name for jar in JARS]
-
-
-def resolve() -> list[Path]:
-    """Download the jars that are missing or damaged, remove those of other versions, and return all paths.
-
-    Returns
-    -------
-    list[Path]
-        The same as `jar_paths`.
-
-    Raises
-    ------
-    PlatformError
-        If there is no usable Java, or if a download fails.
-
-    Notes
-    -----
-    With all jars there it starts no Java and asks no network. A jar appears under its name only when it is whole, so
-    an interrupted run leaves nothing half-made, and two runs at once do no harm.
-    """
-    folder = jar_folder()
-    missing = _missing()
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Inside the folder, so that each move is a rename within one file system.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".resolving-") as work:
-            _download(missing, Path(work))
-            for jar in missing:
-                os.replace(Path(work, "jars", jar.file_name), folder / jar.file_name)
-    _remove_other_versions(folder)
-    return jar_paths()
+    # Not by import: that takes most of a second, and only the folder is wanted.
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or spec.origin is None:
+        raise PlatformError(f"pyspark is not installed in {sys.prefix}: run `make setup`")
+    return Path(spec.origin).parent
 
 
 def find_java() -> Path | None:
@@ -148,11 +249,6 @@ def _reported_version(java: Path, *arguments: str) -> int | None:
     return int(found[1]) if found and ran.returncode == 0 else None
 
 
-def _missing() -> list[Jar]:
-    folder = jar_folder()
-    return [jar for jar in JARS if not _is_jar(folder / jar.file_name)]
-
-
 def _is_jar(path: Path) -> bool:
     # Reads the end of the file alone, where the list of a zip's contents is: cheap, and a truncated file fails it.
     return zipfile.is_zipfile(path)
@@ -169,10 +265,7 @@ def _is_whole(path: Path) -> bool:
 def _download(jars: list[Jar], work: Path) -> None:
     """Put these jars into `work/jars`, by the Ivy that comes with Spark; everything it writes stays in `work`."""
     java = require_java()
-    # Not by import: that takes most of a second, and only the folder is wanted.
-    spark = importlib.util.find_spec("pyspark")
-    if spark is None or spark.origin is None:
-        raise PlatformError(f"pyspark is not installed in {sys.prefix}, and its Ivy fetches the jars: run `make setup`")
+    spark = spark_folder()
     wanted = "".join(
         f'<dependency org="{jar.group}" name="{jar.artifact}" rev="{jar.version}" transitive="false"/>' for jar in jars
     )
@@ -188,9 +281,10 @@ def _download(jars: list[Jar], work: Path) -> None:
         '<resolvers><ibiblio name="central" m2compatible="true"/></resolvers></ivysettings>',
         encoding="utf-8",
     )
-    ivy = [java, "-cp", str(Path(spark.origin).parent / "jars" / "*"), "org.apache.ivy.Main"]
+    ivy = [java, "-cp", str(spark / "jars" / "*"), "org.apache.ivy.Main"]
     files = ["-settings", str(work / "settings.xml"), "-ivy", str(work / "ivy.xml")]
-    retrieve = ["-retrieve", str(work / "jars" / "[artifact]-[revision].[ext]"), "-types", "jar"]
+    # A bundle is a jar too, by the name that OSGi has for it.
+    retrieve = ["-retrieve", str(work / "jars" / "[artifact]-[revision].[ext]"), "-types", "jar", "bundle"]
     ran = subprocess.run([*ivy, *files, *retrieve], capture_output=True, text=True, errors="replace", check=False)
     for jar in jars:
         path = work / "jars" / jar.file_name
@@ -212,15 +306,6 @@ def _why(said: str) -> str:
     return "no output"
 
 
-def _remove_other_versions(folder: Path) -> None:
-    """Remove what an earlier pin left behind; jars that are none of this project's stay."""
-    ours = {_bare_name(jar.file_name) for jar in JARS}
-    kept = {jar.file_name for jar in JARS}
-    for path in folder.glob("*.jar"):
-        if path.name not in kept and _bare_name(path.name) in ours:
-            path.unlink(missing_ok=True)
-
-
 def _bare_name(file_name: str) -> str:
     """delta-spark_4.2_2.13-4.4.0.jar -> delta-spark"""
     return re.split(r"[-_]\d", file_name)[0]
@@ -232,9 +317,10 @@ def main(arguments: list[str]) -> int:
         if arguments == ["--check-java"]:
             require_java()
         else:
-            if _missing():
-                print(f"fetching the jars that Spark needs into {jar_folder()}", file=sys.stderr)
-            resolve()
+            for jars in (SPARK, BROKER):
+                if jars.missing:
+                    print(f"fetching the jars that {jars.wanted_by} needs into {jars.folder}", file=sys.stderr)
+                jars.resolve()
     except PlatformError as error:
         print(error, file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from invoice_platform.assets.bronze import INVOICES_STREAM
+from invoice_platform.assets.bronze import INVOICES_STREAM, KAFKA_INVOICES_STREAM
 from invoice_platform.assets.factory import (
     StreamConfig,
     checkpoint_pool,
@@ -18,8 +18,10 @@ from invoice_platform.assets.factory import (
     told,
 )
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
+from invoice_platform.checks import gold_audit
 from invoice_platform.errors import PlatformError, StreamLocked
 from invoice_platform.resources import Lakehouse, SparkResource
+from invoice_platform.streaming.kafka import KafkaConnection
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.rebuild import rebuild
@@ -29,11 +31,34 @@ from invoice_platform.streaming.tables import declare_existing, facts
 
 ONE_PROCESS = dg.in_process_executor
 
+FROM_FILES = [s for s in downstream(INVOICES_STREAM) if not s.services]
+"""What a landed file goes through with the root's own folders alone."""
+FROM_KAFKA = downstream(KAFKA_INVOICES_STREAM)
+
+
+def _assets(streams: Sequence[Stream]) -> dg.AssetSelection:
+    return dg.AssetSelection.assets(*(s.name for s in streams)) - dg.AssetSelection.checks(gold_audit)
+
+
 ingest_invoices = dg.define_asset_job(
     "ingest_invoices",
-    selection=dg.AssetSelection.assets("invoices").downstream(),
+    selection=_assets(FROM_FILES),
     executor_def=ONE_PROCESS,
     description="Admits what has landed, streams it into invoices, then into everything fed by it, and checks the result.",
+)
+
+ingest_kafka_invoices = dg.define_asset_job(
+    "ingest_kafka_invoices",
+    selection=_assets(FROM_KAFKA),
+    executor_def=ONE_PROCESS,
+    description="Streams what is new in the topic into kafka_invoices, then into everything fed by it, and checks the result.",
+)
+
+audit_tables = dg.define_asset_job(
+    "audit_tables",
+    selection=dg.AssetSelection.checks(gold_audit),
+    executor_def=ONE_PROCESS,
+    description="Holds the tables people ask for against plain SQL over everything that ever came.",
 )
 
 count_words = dg.define_asset_job(
@@ -54,6 +79,27 @@ class ContinuousConfig(StreamConfig):
     report_seconds: float = Field(
         default=REPORT_SECONDS, description="Seconds between two materializations of a table, at least."
     )
+    streams: list[str] = Field(
+        default=[],
+        description="Streams to run, by name; all that files and, where a server is set, Kafka feed when not given.",
+    )
+
+    def chosen(self, layout: Layout) -> list[Stream]:
+        """The streams to run, each after those that feed it.
+
+        Raises
+        ------
+        PlatformError
+            For a name that is none of theirs.
+        """
+        kafka = KafkaConnection.configured(layout)
+        every = downstream(INVOICES_STREAM, KAFKA_INVOICES_STREAM) if kafka else FROM_FILES
+        if unknown := sorted(set(self.streams) - {s.name for s in every}):
+            needs = "" if kafka else " (those that need Kafka are there when KAFKA_BOOTSTRAP_SERVERS is set)"
+            raise PlatformError(
+                f"streams: {', '.join(unknown)} cannot be run here: choose from {', '.join(s.name for s in every)}{needs}"
+            )
+        return [s for s in every if not self.streams or s.name in self.streams]
 
 
 @dg.op(pool=checkpoint_pool("invoices"))
@@ -61,16 +107,17 @@ def stream_all_invoices(
     context: dg.OpExecutionContext, config: ContinuousConfig, spark: SparkResource, lakehouse: Lakehouse
 ) -> None:
     """Keeps the invoice streams running side by side, admitting files all the while, until cancelled."""
+    by_name: dict[str, Stream] = {}
 
     def report(summary: RunSummary) -> None:
         log_admission(context.log, summary)
         if summary.batches or summary.rows_added:
             context.log_event(materialization(summary, by_name[summary.stream], lakehouse))
 
-    streams = downstream(INVOICES_STREAM)
-    by_name = {stream.name: stream for stream in streams}
     try:
         settings = config.settings()
+        streams = config.chosen(lakehouse.layout)
+        by_name.update({stream.name: stream for stream in streams})
         if not settings.trigger.continuous:
             raise PlatformError(
                 f"trigger={config.trigger!r} ends by itself: give stream_invoices an interval such as '1 second', "
@@ -108,8 +155,9 @@ def _rebuild(
         summaries = rebuild(streams, spark.session, lakehouse.layout, run=f"run {context.run.run_id}")
     except PlatformError as error:
         raise told(error) from error
-    for stream, summary in zip(streams, summaries, strict=True):
-        context.log_event(materialization(summary, stream, lakehouse))
+    by_name = {stream.name: stream for stream in streams}
+    for summary in summaries:
+        context.log_event(materialization(summary, by_name[summary.stream], lakehouse))
 
 
 @dg.op(pool=checkpoint_pool("invoices"))
@@ -196,4 +244,13 @@ def maintain_tables() -> None:
     maintain_all_tables()
 
 
-JOBS = (ingest_invoices, count_words, stream_invoices, rebuild_invoices, rebuild_word_count, maintain_tables)
+JOBS = (
+    ingest_invoices,
+    ingest_kafka_invoices,
+    count_words,
+    stream_invoices,
+    rebuild_invoices,
+    rebuild_word_count,
+    audit_tables,
+    maintain_tables,
+)

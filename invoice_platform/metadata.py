@@ -24,28 +24,30 @@ def table_schema(table: Table) -> dg.TableSchema:
     )
 
 
-def run_metadata(summary: RunSummary, table: Table, layout: Layout) -> dict[str, Any]:
+def run_metadata(summary: RunSummary, table: Table | None, layout: Layout) -> dict[str, Any]:
     """What a materialization shows of one run.
 
     Returns
     -------
     dict
-        `dagster/row_count` (rows in the table), `rows_added`, `rows_read`, `micro_batches`, `files`, `bytes` (of the
-        table's new data and, for landed files, of what was read), `seconds` and `seconds_<phase>`, `delta_version`,
-        `dagster/column_schema`, `preview` (10 rows), `source_offsets` (first start to last end, per segment).
+        `rows_added`, `rows_read`, `records_lost` (Kafka), `micro_batches`, `files` and `bytes` (landed files that were read),
+        `seconds` and `seconds_<phase>`, `trigger`, `source_offsets` (first start to last end, per segment); with a table
+        `dagster/row_count` (rows in it), `delta_version`, its files and bytes, `dagster/column_schema`, `preview` (10 rows).
     """
     before, after = summary.before, summary.after
     metadata: dict[str, Any] = {
         "rows_added": summary.rows_added,
+        "records_lost": summary.records_lost,
         "rows_read": summary.rows_read,
         "micro_batches": len(summary.batches),
         "seconds": round(summary.seconds, 3),
         "trigger": summary.trigger,
-        "dagster/uri": layout.table(table.name).as_uri(),
-        "dagster/column_schema": table_schema(table),
         "source_offsets": dg.MetadataValue.json(source_offsets(summary)),
-        "preview": preview_markdown(preview(layout.table(table.name)), table),
     }
+    if table is not None:
+        metadata["dagster/uri"] = layout.table(table.name).as_uri()
+        metadata["dagster/column_schema"] = table_schema(table)
+        metadata["preview"] = preview_markdown(preview(layout.table(table.name)), table)
     metadata |= {f"seconds_{phase}": round(s, 3) for phase, s in summary.seconds_by_phase.items()}
     if after is not None:
         metadata["dagster/row_count"] = after.rows

@@ -32,10 +32,10 @@ class Lakehouse(dg.ConfigurableResource):
         if context.run is not None:  # a sensor or a schedule has none
             self._held = hold_run(self.layout, context.run.run_id)
 
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """The run's process is done with it."""
-        if self._held is not None and context.run is not None:
-            let_go_of_run(self.layout, context.run.run_id, self._held)
+        if self._held is not None:
+            let_go_of_run(self._held)
             self._held = None
 
 

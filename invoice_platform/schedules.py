@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from invoice_platform.jobs import ingest_invoices
+from invoice_platform.jobs import audit_tables, ingest_invoices
 from invoice_platform.resources import Lakehouse
 from invoice_platform.sensors import INGESTING, under_way
 
@@ -18,3 +18,15 @@ def hourly_ingest(context: dg.ScheduleEvaluationContext, lakehouse: Lakehouse) -
     if run := under_way(context.instance, INGESTING, lakehouse.layout):
         return dg.SkipReason(f"run {run.run_id} of {run.job_name} is under way")
     return dg.RunRequest()
+
+
+nightly_audit = dg.ScheduleDefinition(
+    name="nightly_audit",
+    job=audit_tables,
+    cron_schedule="30 2 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Holds the tables people ask for against plain SQL, once a night.",
+)
+
+SCHEDULES = (hourly_ingest, nightly_audit)

@@ -2,6 +2,7 @@
 
 Money is `decimal(18,2)`. Taxes are `decimal(18,4)`, because producers compute them in binary floats and
 send 191.47500000000002 for 191.475: rounding half up at the fourth decimal gives back what was meant.
+Sums have ten digits more than what they add up, so that ten thousand million rows of the greatest amount fit.
 Times are UTC.
 """
 
@@ -11,6 +12,10 @@ from invoice_platform.streaming.tables import Column, Table
 
 MONEY = "decimal(18,2)"
 TAX = "decimal(18,4)"
+POINTS = "decimal(21,4)"
+"""Of one invoice: a share of two decimals of `MONEY` is exact."""
+SUM_OF_MONEY = "decimal(28,2)"
+SUM_OF_POINTS = "decimal(31,4)"
 
 LINE_ITEM: tuple[Column, ...] = (
     Column("ItemCode", "string", "Code of the item in the catalogue", required=True),
@@ -54,24 +59,52 @@ LANDED_INVOICE: tuple[Column, ...] = (
 )
 """One JSON document a line, UTF-8. `required` columns are checked on every record."""
 
+# Delta refuses a declaration whose comments are not those of the table that is there, so these two go on naming files alone.
 SOURCE_FILE = Column("source_file", "string", "Accepted file it came in, as <segment>/<file> under accepted/<stream>")
 INGESTED_AT = Column("ingested_at", "timestamp", "When that file was admitted (UTC); the same after a rebuild")
+ANY_SOURCE = Column(
+    "source_file", "string", "Accepted file it came in, <segment>/<file>, or kafka:<topic>/<partition>/<offset>"
+)
+ANY_INGESTED_AT = Column("ingested_at", "timestamp", "When its file was admitted, or it was read from Kafka (UTC)")
 REASON = Column("reason", "string", "Why the record was not valid; null for a valid one")
 RAW = Column("raw", "string", "The landed line when it was not valid, bytes that are no UTF-8 replaced; else null")
+
+KAFKA_PLACE: tuple[Column, ...] = (
+    Column("topic", "string", "Kafka topic it came from; null for a file"),
+    Column("partition", "int", "Partition of the topic; null for a file"),
+    Column("offset", "bigint", "Offset in the partition; null for a file"),
+)
+
+# Null in an invalid record, so that no half-read document passes for an invoice.
+_LANDED_OR_NULL = tuple(Column(c.name, c.type, c.comment) for c in LANDED_INVOICE)
 
 INVOICES = Table(
     "invoices",
     # The platform's own columns first: Delta keeps statistics on the first 32 leaf columns.
-    (
-        SOURCE_FILE,
-        INGESTED_AT,
-        REASON,
-        RAW,
-        # Null in an invalid record, so that no half-read document passes for an invoice.
-        *(Column(c.name, c.type, c.comment) for c in LANDED_INVOICE),
-    ),
+    (SOURCE_FILE, INGESTED_AT, REASON, RAW, *_LANDED_OR_NULL),
     "Bronze: one row per landed record, nested as landed; an invalid one has its raw text and a reason instead.",
     {"delta.dataSkippingStatsColumns": "ingested_at,reason,InvoiceNumber,CreatedTime"},
+)
+
+KAFKA_INVOICES = Table(
+    "kafka_invoices",
+    (
+        Column("topic", "string", "Kafka topic"),
+        Column("partition", "int", "Partition of the topic"),
+        Column("offset", "bigint", "Offset in the partition: with topic and partition, the message's own name"),
+        Column("key", "binary", "Key of the message, as sent"),
+        Column(
+            "headers", "array<struct<key: string, value: binary>>", "Headers of the message, as sent; null for none"
+        ),
+        Column("timestamp", "timestamp", "The message's time (UTC): when it was made or appended, as the topic is set"),
+        Column("source_file", "string", "kafka:<topic>/<partition>/<offset>"),
+        Column("ingested_at", "timestamp", "When it was read from Kafka (UTC): the time of its micro-batch"),
+        REASON,
+        Column("raw", "string", "The value when it was not valid, bytes that are no UTF-8 replaced; else null"),
+        *_LANDED_OR_NULL,
+    ),
+    "Bronze: one row per Kafka message, none left out; one that is no valid invoice has its raw text and a reason instead.",
+    {"delta.dataSkippingStatsColumns": "topic,partition,offset,ingested_at,reason,InvoiceNumber,CreatedTime"},
 )
 
 INVOICE_LINE_ITEMS = Table(
@@ -101,9 +134,61 @@ INVOICE_LINE_ITEMS = Table(
 
 QUARANTINED_INVOICES = Table(
     "quarantined_invoices",
-    (RAW, SOURCE_FILE, Column("reason", "string", "Why the record was not valid"), INGESTED_AT),
-    "One row per landed record that is not a valid invoice.",
+    # What came after version 0.1.0 stands last, where Delta adds it to a table that is there.
+    (RAW, SOURCE_FILE, Column("reason", "string", "Why the record was not valid"), INGESTED_AT, *KAFKA_PLACE),
+    "One row per landed record or Kafka message that is not a valid invoice.",
     {"delta.dataSkippingStatsColumns": "reason,source_file,ingested_at"},
+)
+
+CUSTOMER_REWARDS = Table(
+    "customer_rewards",
+    (
+        Column("customer_card_no", "string", "Loyalty card", required=True),
+        Column("invoices", "bigint", "Valid invoices with this card, each number counted once"),
+        Column("total_amount", SUM_OF_MONEY, "What they add up to, in rupees, as they say themselves"),
+        Column("points", SUM_OF_POINTS, "Points earned: 2 % of total_amount, not rounded"),
+    ),
+    "Gold: one row per customer card, of valid invoices, each invoice number counted once. Key: customer_card_no.",
+)
+
+STORE_DAILY_SALES = Table(
+    "store_daily_sales",
+    (
+        Column("store_id", "string", "Shop", required=True),
+        Column("sales_date", "date", "Day on which the invoices were made (UTC)", required=True),
+        Column("line_items", "bigint", "Line items added up"),
+        Column("item_qty", "bigint", "Pieces sold"),
+        Column("total_value", SUM_OF_MONEY, "What the line items add up to, in rupees"),
+    ),
+    "Gold: one row per shop and day, of line items. Key: store_id, sales_date.",
+)
+
+PRODUCT_SALES_WINDOWS = Table(
+    "product_sales_windows",
+    (
+        Column("window_start", "timestamp", "Begin of the hour (UTC), a full quarter; belongs to it", required=True),
+        Column("window_end", "timestamp", "End of the hour (UTC); does not belong to it", required=True),
+        Column("item_code", "string", "Code of the item in the catalogue", required=True),
+        Column("line_items", "bigint", "Line items added up; each is in four hours"),
+        Column("item_qty", "bigint", "Pieces sold"),
+        Column("total_value", SUM_OF_MONEY, "What the line items add up to, in rupees"),
+    ),
+    "Gold: one row per item and hour, an hour beginning every 15 minutes, of line items. Key: window_start, item_code.",
+)
+
+LOYALTY_NOTIFICATIONS = Table(
+    "loyalty_notifications",
+    (
+        Column("invoice_number", "string", "Number of the invoice"),
+        Column("customer_card_no", "string", "Loyalty card to tell"),
+        Column("created_time", "timestamp", "When the invoice was made (UTC)"),
+        Column("store_id", "string", "Shop"),
+        Column("total_amount", MONEY, "What the invoice says it adds up to, in rupees"),
+        Column("points", POINTS, "Points earned by this invoice: 2 % of total_amount, not rounded"),
+        ANY_SOURCE,
+        ANY_INGESTED_AT,
+    ),
+    "Gold: one row per valid record of a PRIME customer with a card; a record sent twice is there twice.",
 )
 
 WORD_COUNT = Table(

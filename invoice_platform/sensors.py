@@ -1,4 +1,4 @@
-"""Doorbells: a sensor looks whether files wait and asks for at most one run. No Spark, no cursor, no run key.
+"""Doorbells: a sensor looks whether files or Kafka records wait and asks for at most one run. No Spark, no cursor, no run key.
 
 A run key would refuse for ever the second run of a key whose first run failed; what waits is seen in the folders instead.
 """
@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from invoice_platform.assets.bronze import INVOICES_STREAM
-from invoice_platform.assets.factory import downstream
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError
-from invoice_platform.jobs import count_words, ingest_invoices
-from invoice_platform.resources import LandingZone
+from invoice_platform.jobs import FROM_FILES, FROM_KAFKA, count_words, ingest_invoices, ingest_kafka_invoices
+from invoice_platform.resources import Lakehouse, LandingZone
+from invoice_platform.streaming.kafka import KafkaConnection
 from invoice_platform.streaming.landing import being_written
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import run_is_dead
@@ -33,7 +32,7 @@ UNDER_WAY = [
 ]
 
 
-def ring(
+def ring_for_files(
     context: dg.SensorEvaluationContext, landing: LandingZone, streams: Sequence[Stream], jobs: tuple[str, ...]
 ) -> dg.SensorResult:
     """Ask for a run of the first of `jobs` when there is work for `streams` and none of `jobs` is under way.
@@ -46,16 +45,39 @@ def ring(
         scan = landing.of(streams[0]).scan()
     except PlatformError as error:
         return _skip(str(error))
-    behind = [stream.name for stream in streams if stream.source.pending(layout, stream.name)]
+    behind = _behind(streams, layout)
     if not behind and landing.of(streams[0]).ledger.unfinished():
         behind = [streams[0].name]  # its run died while it admitted files
     left = f"; left in landing: {', '.join(f'{f.name!r} ({f.reason})' for f in scan.left[:5])}" if scan.left else ""
     if not behind and all(_busy(file.path) for file in scan.waiting):
         return _skip((f"{len(scan.waiting)} files still being written" if scan.waiting else "nothing new") + left)
-
     work = f"{len(scan.waiting)} files in landing"
     if behind:
         work += f", streams behind: {', '.join(behind)}"
+    return ring(context, work, jobs, layout, left)
+
+
+def ring_for_tables(
+    context: dg.SensorEvaluationContext, streams: Sequence[Stream], jobs: tuple[str, ...], layout: Layout
+) -> dg.SensorResult:
+    """The same where only the streams' own sources can have something new."""
+    try:
+        behind = _behind(streams, layout)
+    except PlatformError as error:
+        return _skip(str(error))
+    if not behind:
+        return _skip("nothing new")
+    return ring(context, f"streams behind: {', '.join(behind)}", jobs, layout)
+
+
+def _behind(streams: Sequence[Stream], layout: Layout) -> list[str]:
+    return [stream.name for stream in streams if stream.source.pending(layout, stream.name)]
+
+
+def ring(
+    context: dg.SensorEvaluationContext, work: str, jobs: tuple[str, ...], layout: Layout, left: str = ""
+) -> dg.SensorResult:
+    """Ask for a run of the first of `jobs`, unless one of them is under way or the last ones have just failed."""
     if run := under_way(context.instance, jobs, layout):
         return _skip(f"{work}; run {run.run_id} of {run.job_name} is under way{left}")
     if (wait := _backoff(context.instance, jobs[0])) > 0:
@@ -104,10 +126,24 @@ def _backoff(instance: dg.DagsterInstance, job: str) -> float:
 @dg.sensor(job=ingest_invoices, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_invoices_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for ingest_invoices when files wait in landing/invoices; a continuous run admits files itself."""
-    return ring(context, landing, downstream(INVOICES_STREAM), INGESTING)
+    return ring_for_files(context, landing, FROM_FILES, INGESTING)
+
+
+@dg.sensor(
+    job=ingest_kafka_invoices, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING
+)
+def kafka_invoices_sensor(context: dg.SensorEvaluationContext, lakehouse: Lakehouse) -> dg.SensorResult:
+    """Rings for ingest_kafka_invoices when the topic's end offsets are beyond the checkpoint's; asks Kafka, not Spark."""
+    layout = lakehouse.layout
+    if not KafkaConnection.configured(layout):
+        return _skip("no Kafka: set KAFKA_BOOTSTRAP_SERVERS, or start one with `invoice-platform kafka`")
+    return ring_for_tables(context, FROM_KAFKA, ("ingest_kafka_invoices", "stream_invoices"), layout)
 
 
 @dg.sensor(job=count_words, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_text_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for count_words when files wait in landing/text."""
-    return ring(context, landing, downstream(WORD_COUNT_STREAM), ("count_words",))
+    return ring_for_files(context, landing, [WORD_COUNT_STREAM], ("count_words",))
+
+
+SENSORS = (landed_invoices_sensor, kafka_invoices_sensor, landed_text_sensor)

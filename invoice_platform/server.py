@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from invoice_platform.errors import PlatformError
 from invoice_platform.jars import require_java
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import (
+    PYTHON_VARIABLE,
     TOKEN_VARIABLE,
     WarmServer,
     extra_settings,
@@ -73,7 +75,9 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
     with log.open("ab") as output:
         process = subprocess.Popen(
             _command(layout, port),
-            env=os.environ | {TOKEN_VARIABLE: token, "SPARK_HOME": str(_spark_home())},
+            env={PYTHON_VARIABLE: sys.executable}
+            | os.environ
+            | {TOKEN_VARIABLE: token, "SPARK_HOME": str(_spark_home())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

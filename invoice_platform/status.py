@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from invoice_platform.streaming.checkpoint import last_committed
 from invoice_platform.streaming.landing import scan_folder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
@@ -64,15 +64,10 @@ def _stream(layout: Layout, name: str) -> dict[str, Any]:
 
 
 def _last_batch(checkpoints: list[Path]) -> tuple[int | None, int | None, list[Any]]:
-    """Segment, number and source offsets of the last committed micro-batch, from Spark's own checkpoint files."""
+    """Segment, number and source offsets of the last committed micro-batch."""
     for checkpoint in reversed(checkpoints):
-        commits = checkpoint / "commits"
-        numbers = [int(p.name) for p in commits.iterdir() if p.name.isdigit()] if commits.is_dir() else []
-        if numbers:
-            last = max(numbers)
-            # The offset log's first line is its format, the second the batch's own settings, then a line a source.
-            lines = (checkpoint / "offsets" / str(last)).read_text().splitlines()[2:]
-            return int(checkpoint.name), last, [json.loads(line) for line in lines]
+        if (last := last_committed(checkpoint)) is not None:
+            return int(checkpoint.name), last.batch, last.offsets
     return None, None, []
 
 

@@ -7,25 +7,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from invoice_platform.schemas import LANDED_INVOICE, LINE_ITEM
+from invoice_platform.schemas import KAFKA_PLACE, LANDED_INVOICE, LINE_ITEM
+from invoice_platform.streaming.json_lines import from_json, one_document
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 _CORRUPT = "_corrupt"
+_BLANK = r"\A\s*\z"
+
+REWARD_SHARE = "0.02"
+"""Points for each rupee, as an SQL decimal of two decimals: nothing is rounded."""
+
+# How long after a day its sums still take line items that come late: a file that was forgotten for a week. State is kept for
+# as long: one row a shop and open day.
+STORE_DAYS_WATERMARK = "7 days"
+# Shorter, because there is more to keep: four rows an item and hour in which it was sold.
+PRODUCT_WINDOWS_WATERMARK = "1 day"
+PRODUCT_WINDOW = "1 hour"
+PRODUCT_WINDOW_SLIDE = "15 minutes"
+WINDOWS_OF_AN_ITEM = 4
+"""In how many windows a line item is: an hour by a quarter."""
 
 
-def _one_document(line: str) -> str:
-    """SQL that is true when a line holds exactly one JSON document.
-
-    Spark's parser reads the first document of `{…}{…}`, `{…},{…}` and `{…} junk` and flags nothing. Inside
-    `[…,0]` one document gives two elements, several give more, and junk gives null.
-    """
-    return f"coalesce(json_array_length(concat('[', {line}, ',0]')) = 2, false)"
-
-
-def _reason(line: str, record: str) -> Column:
-    """Why a line is not a valid invoice, or null; the first that holds wins."""
+def _reason(text: str, record: str) -> Column:
+    """Why a text is not a valid invoice, or null; the first that holds wins."""
     from pyspark.sql import functions as F
 
     missing = [f"IF({record}.{c.name} IS NULL, '{c.name}', NULL)" for c in LANDED_INVOICE if c.required]
@@ -33,16 +39,40 @@ def _reason(line: str, record: str) -> Column:
     named = ", ".join(c.name for c in LINE_ITEM if c.required)
     return F.expr(
         f"""CASE
-          WHEN NOT is_valid_utf8({line}) THEN 'not valid UTF-8'
+          WHEN NOT is_valid_utf8({text}) THEN 'not valid UTF-8'
           WHEN {record} IS NULL OR {record}.{_CORRUPT} IS NOT NULL
             THEN 'not a JSON document of the declared fields and types'
-          WHEN NOT {_one_document(line)} THEN 'more than one JSON document, or text after it, on the line'
+          WHEN NOT {one_document(text)} THEN 'more than one JSON document, or text after it, on the line'
           WHEN concat_ws(', ', {", ".join(missing)}) <> ''
             THEN concat('missing: ', concat_ws(', ', {", ".join(missing)}))
           WHEN size({record}.InvoiceLineItems) = 0 THEN 'no line items'
           WHEN exists({record}.InvoiceLineItems, item -> item IS NULL OR {item})
             THEN 'a line item lacks one of {named}'
         END"""
+    )
+
+
+def _parsed(records: DataFrame, *kept: str, sooner: Column | None = None) -> DataFrame:
+    """Records with their text in `value`: the columns `kept`, `reason` and `raw`, and the landed fields.
+
+    Parameters
+    ----------
+    sooner : Column
+        A reason that wins over those of the text, or null.
+    """
+    from pyspark.sql import functions as F
+
+    reason = _reason("value", "parsed")
+    return (
+        records.withColumn("parsed", from_json("value", LANDED_INVOICE, _CORRUPT))
+        .withColumn("reason", reason if sooner is None else F.coalesce(sooner, reason))
+        .withColumn("record", F.when(F.col("reason").isNull(), F.col("parsed")))
+        .select(
+            *kept,
+            "reason",
+            F.when(F.col("reason").isNotNull(), F.expr("make_valid_utf8(value)")).alias("raw"),
+            *(F.col(f"record.{c.name}").alias(c.name) for c in LANDED_INVOICE),
+        )
     )
 
 
@@ -62,25 +92,37 @@ def parse_invoices(lines: DataFrame) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
-    schema = ", ".join(c.ddl for c in LANDED_INVOICE) + f", `{_CORRUPT}` string"
-    options = {
-        "columnNameOfCorruptRecord": _CORRUPT,
-        # JSON has neither; Spark takes both unless told.
-        "allowSingleQuotes": "false",
-        "allowNonNumericNumbers": "false",
-    }
-    return (
-        lines.where(~F.col("value").rlike(r"\A\s*\z"))
-        .withColumn("parsed", F.from_json("value", schema, options))
-        .withColumn("reason", _reason("value", "parsed"))
-        .withColumn("record", F.when(F.col("reason").isNull(), F.col("parsed")))
-        .select(
-            "source_file",
-            "ingested_at",
-            "reason",
-            F.when(F.col("reason").isNotNull(), F.expr("make_valid_utf8(value)")).alias("raw"),
-            *(F.col(f"record.{c.name}").alias(c.name) for c in LANDED_INVOICE),
-        )
+    return _parsed(lines.where(~F.col("value").rlike(_BLANK)), "source_file", "ingested_at")
+
+
+def parse_kafka_invoices(messages: DataFrame) -> DataFrame:
+    """Kafka messages to bronze rows: the parsed record, or the raw text and why it is not valid.
+
+    Parameters
+    ----------
+    messages : DataFrame
+        As Spark's Kafka source gives them with `includeHeaders`: `key` and `value` (binary), `topic`, `partition`,
+        `offset`, `timestamp`, `headers`; others are passed over.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `kafka_invoices`, exactly one row per message: one without a value (a tombstone) or with a blank
+        one has a reason, too. `ingested_at` is one time for all of a micro-batch.
+    """
+    from pyspark.sql import functions as F
+
+    place = F.format_string("kafka:%s/%d/%d", "topic", "partition", "offset")
+    nothing = F.when(F.col("value").isNull(), "no value (a tombstone)").when(
+        F.col("value").rlike(_BLANK), "a blank value"
+    )
+    return _parsed(
+        # The cast keeps the bytes as they are; whether they are UTF-8 is one of the reasons.
+        messages.withColumns(
+            {"value": F.col("value").cast("string"), "source_file": place, "ingested_at": F.current_timestamp()}
+        ),
+        *("topic", "partition", "offset", "key", "headers", "timestamp", "source_file", "ingested_at"),
+        sooner=nothing,
     )
 
 
@@ -115,8 +157,180 @@ def flatten_invoices(invoices: DataFrame) -> DataFrame:
 
 
 def quarantine_invoices(invoices: DataFrame) -> DataFrame:
-    """Bronze rows to quarantine: the invalid ones, in the columns of `quarantined_invoices`."""
-    return invoices.where("reason IS NOT NULL").select("raw", "source_file", "reason", "ingested_at")
+    """Bronze rows to quarantine: the invalid ones, in the columns of `quarantined_invoices`.
+
+    Parameters
+    ----------
+    invoices : DataFrame
+        Rows of `invoices`, of `kafka_invoices`, or of both side by side. Where there is no `topic`, `partition` and
+        `offset`, as in `invoices` alone, they are null.
+    """
+    from pyspark.sql import functions as F
+
+    no_place = {c.name: F.lit(None).cast(c.type) for c in KAFKA_PLACE if c.name not in invoices.columns}
+    return (
+        invoices.where("reason IS NOT NULL")
+        .withColumns(no_place)
+        .select("raw", "source_file", "reason", "ingested_at", *(c.name for c in KAFKA_PLACE))
+    )
+
+
+def _with_a_card(invoices: DataFrame) -> DataFrame:
+    """Valid bronze rows that name a customer card."""
+    return invoices.where("reason IS NULL AND trim(CustomerCardNo) <> ''")
+
+
+def reward_customers(invoices: DataFrame) -> DataFrame:
+    """Bronze rows to points: one row per customer card, each invoice number counted once.
+
+    Parameters
+    ----------
+    invoices : DataFrame
+        Rows of `invoices`, of `kafka_invoices`, or of both side by side.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `customer_rewards`, key `customer_card_no`. As a stream for output mode update: each micro-batch
+        gives the cards whose sums changed.
+
+    Notes
+    -----
+    When a number comes again with another card or amount, the first to come counts, for good. A batch takes the one with
+    the earliest `ingested_at`, of several at that time the one least by `source_file`, card and amount, and gives the
+    same at each run. A stream counts what the earliest micro-batch brought, which is the same while the streams before it
+    keep up; of several records within one micro-batch it takes any. That cannot be told to it: Spark sorts no stream, and
+    a choice by aggregation may change later, which a sum after it would add instead of replace.
+
+    The state holds every number that ever came (no watermark: a repeat may come at any time) and the sums of each card.
+    """
+    from pyspark.sql import functions as F
+
+    sent = _with_a_card(invoices)
+    if sent.isStreaming:
+        # No more than this is shuffled; of it the state keeps the number alone.
+        once = sent.select("InvoiceNumber", "CustomerCardNo", "TotalAmount").dropDuplicates(["InvoiceNumber"])
+    else:
+        record, order = F.struct("CustomerCardNo", "TotalAmount"), F.struct("ingested_at", "source_file")
+        first = F.min_by(record, F.struct(order, record)).alias("first")
+        once = sent.groupBy("InvoiceNumber").agg(first).select("InvoiceNumber", "first.*")
+    return once.groupBy(F.col("CustomerCardNo").alias("customer_card_no")).agg(
+        F.count("*").alias("invoices"),
+        F.sum("TotalAmount").alias("total_amount"),
+        F.sum(F.expr(f"TotalAmount * {REWARD_SHARE}BD")).alias("points"),
+    )
+
+
+def notify_loyal_customers(invoices: DataFrame) -> DataFrame:
+    """Bronze rows to notifications: one row per valid record of a PRIME customer with a card; append mode.
+
+    Parameters
+    ----------
+    invoices : DataFrame
+        Rows of `invoices`, of `kafka_invoices`, or of both side by side.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `loyalty_notifications`. An invoice that was sent twice is told of twice, each time with where it
+        came from.
+    """
+    from pyspark.sql import functions as F
+
+    return (
+        _with_a_card(invoices)
+        .where("CustomerType = 'PRIME'")
+        .select(
+            F.col("InvoiceNumber").alias("invoice_number"),
+            F.col("CustomerCardNo").alias("customer_card_no"),
+            F.timestamp_millis("CreatedTime").alias("created_time"),
+            F.col("StoreID").alias("store_id"),
+            F.col("TotalAmount").alias("total_amount"),
+            F.expr(f"TotalAmount * {REWARD_SHARE}BD").alias("points"),
+            "source_file",
+            "ingested_at",
+        )
+    )
+
+
+def _sales() -> list[Column]:
+    """The sums that both tables of sales hold."""
+    from pyspark.sql import functions as F
+
+    return [
+        F.count("*").alias("line_items"),
+        F.sum("item_qty").alias("item_qty"),
+        F.sum("total_value").alias("total_value"),
+    ]
+
+
+def sum_store_days(items: DataFrame) -> DataFrame:
+    """Line items to sales: one row per shop and UTC day.
+
+    Parameters
+    ----------
+    items : DataFrame
+        Rows of `invoice_line_items`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `store_daily_sales`, key `store_id`, `sales_date`. As a stream for output mode update.
+
+    Notes
+    -----
+    A stream closes a day, for all shops at once, when an earlier micro-batch held a line item made `STORE_DAYS_WATERMARK`
+    after the day's end. An item of a closed day is left out; items read less the sum of `line_items` tells how many. A
+    batch leaves none out.
+    """
+    from pyspark.sql import functions as F
+
+    # The window begins at midnight UTC in any session time zone; a cast to date would take the session's day.
+    day = F.expr("date_from_unix_date(CAST(unix_seconds(window.start) DIV 86400 AS INT))").alias("sales_date")
+    return (
+        items.select("store_id", "created_time", "item_qty", "total_value")
+        .withWatermark("created_time", STORE_DAYS_WATERMARK)
+        .groupBy("store_id", F.window("created_time", "1 day"))
+        .agg(*_sales())
+        .select("store_id", day, "line_items", "item_qty", "total_value")
+    )
+
+
+def sum_product_windows(items: DataFrame) -> DataFrame:
+    """Line items to sales: one row per item and hour, an hour beginning every 15 minutes.
+
+    Parameters
+    ----------
+    items : DataFrame
+        Rows of `invoice_line_items`.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `product_sales_windows`, key `window_start`, `item_code`. As a stream for output mode update.
+
+    Notes
+    -----
+    A stream closes a window when an earlier micro-batch held a line item made `PRODUCT_WINDOWS_WATERMARK` after its end.
+    An item is added to those of its four windows that are open: `WINDOWS_OF_AN_ITEM` times the items read, less the
+    sum of `line_items`, tells how many times an item came too late for a window. A batch leaves none out.
+    """
+    from pyspark.sql import functions as F
+
+    return (
+        items.select("item_code", "created_time", "item_qty", "total_value")
+        .withWatermark("created_time", PRODUCT_WINDOWS_WATERMARK)
+        .groupBy(F.window("created_time", PRODUCT_WINDOW, PRODUCT_WINDOW_SLIDE), "item_code")
+        .agg(*_sales())
+        .select(
+            F.col("window.start").alias("window_start"),
+            F.col("window.end").alias("window_end"),
+            "item_code",
+            "line_items",
+            "item_qty",
+            "total_value",
+        )
+    )
 
 
 def count_words(lines: DataFrame) -> DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import yaml
 
+from invoice_platform.assets.factory import STREAMS
 from invoice_platform.definitions import defs
 from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, LANDED_INVOICE
 
@@ -25,8 +26,13 @@ def test_assets_are_the_tables_and_depend_as_data_flows() -> None:
     }
     assert parents == {
         "invoices": set(),
-        "invoice_line_items": {"invoices"},
-        "quarantined_invoices": {"invoices"},
+        "kafka_invoices": set(),
+        "invoice_line_items": {"invoices", "kafka_invoices"},
+        "quarantined_invoices": {"invoices", "kafka_invoices"},
+        "customer_rewards": {"invoices", "kafka_invoices"},
+        "loyalty_notifications": {"invoices", "kafka_invoices"},
+        "store_daily_sales": {"invoice_line_items"},
+        "product_sales_windows": {"invoice_line_items"},
         "word_count": set(),
     }
 
@@ -52,17 +58,32 @@ def test_the_settings_are_ones_that_dagster_takes(tmp_path: Path) -> None:
 def test_the_jobs_are_named_as_users_rely_on_and_run_in_one_process() -> None:
     names = {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     assert names == {
-        "ingest_invoices", "count_words", "stream_invoices", "rebuild_invoices", "rebuild_word_count", "maintain_tables",
+        "ingest_invoices", "ingest_kafka_invoices", "count_words", "stream_invoices", "rebuild_invoices",
+        "rebuild_word_count", "audit_tables", "maintain_tables",
     }  # fmt: skip
     for name in names:
         assert defs.resolve_job_def(name).executor_def.name == "in_process", name
 
 
-def test_every_stream_takes_the_same_three_settings() -> None:
+def test_files_are_ingested_without_any_server_and_kafka_brings_its_own_job() -> None:
+    def tables(job: str) -> set[str]:
+        keys = defs.resolve_job_def(job).asset_layer.executable_asset_keys
+        return {key.to_user_string() for key in keys}
+
+    everything = tables("ingest_invoices") | tables("ingest_kafka_invoices")
+    assert everything - tables("ingest_invoices") == {"kafka_invoices", "loyalty_notifications"}
+    assert everything - tables("ingest_kafka_invoices") == {"invoices"}
+    assert tables("audit_tables") == set()
+
+
+def test_every_stream_takes_the_same_settings() -> None:
     for asset in defs.assets or []:
         assert isinstance(asset, dg.AssetsDefinition)
         node: Any = asset.node_def
-        assert set(node.config_schema.config_type.fields) == {"trigger", "max_files_per_trigger", "run_for_seconds"}
+        assert set(node.config_schema.config_type.fields) == {
+            "trigger", "max_files_per_trigger", "run_for_seconds", "max_bytes_per_trigger", "max_offsets_per_trigger",
+            "fail_on_data_loss",
+        }  # fmt: skip
 
 
 def test_line_items_have_the_columns_that_users_rely_on() -> None:
@@ -79,5 +100,7 @@ def test_line_items_have_the_columns_that_users_rely_on() -> None:
 
 
 def test_every_column_says_what_it_means() -> None:
-    for table in (INVOICES, INVOICE_LINE_ITEMS):
+    tables = [stream.table for stream in STREAMS.values() if stream.table is not None]
+    assert len(tables) == 9
+    for table in tables:
         assert all(column.comment for column in table.columns)

@@ -1,4 +1,4 @@
-"""The jars that Spark is given by path, and the Java that reads them."""
+"""The jars that Spark and a Kafka broker are given by path, and the Java that reads them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,36 @@ import os
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.jars import JARS, find_java, jar_folder, jar_paths, java_version, require_java, resolve
+from invoice_platform.jars import (
+    BROKER,
+    SPARK,
+    Jar,
+    JarSet,
+    find_java,
+    jar_folder,
+    jar_paths,
+    java_version,
+    main,
+    require_java,
+)
 
 JAVA_11 = """echo 'openjdk version "11.0.2" 2019-01-15' >&2"""
 
 
-@pytest.fixture
-def full_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the test's own with all jars in it."""
+@pytest.fixture(params=[SPARK, BROKER], ids=["spark", "broker"])
+def full(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JarSet:
+    """Jars of each kind, all of them in a folder of the test's own."""
     folder = tmp_path / "jars"
-    folder.mkdir()
-    for path in jar_paths():
-        shutil.copy(path, folder)
+    shutil.copytree(jar_folder(), folder)
     monkeypatch.setenv("INVOICE_PLATFORM_JARS", str(folder))
-    return folder
+    return request.param
 
 
 @pytest.fixture
@@ -47,15 +57,29 @@ def put_java(folder: Path, script: str) -> Path:
     return java
 
 
-def test_every_pinned_jar_is_there_and_whole() -> None:
-    assert [path.name for path in jar_paths()] == [jar.file_name for jar in JARS]
-    for path in jar_paths():
+def names_of(jars: Iterable[Jar]) -> set[str]:
+    return {jar.file_name for jar in jars}
+
+
+@pytest.mark.parametrize("jars", [SPARK, BROKER], ids=["spark", "broker"])
+def test_every_pinned_jar_is_there_and_whole(jars: JarSet) -> None:
+    assert [path.name for path in jars.paths()] == [jar.file_name for jar in jars.jars]
+    for path in jars.paths():
         with zipfile.ZipFile(path) as jar:
             assert jar.testzip() is None
 
 
 def test_delta_jar_and_wheel_are_of_one_version() -> None:
-    assert {jar.version for jar in JARS if jar.group == "io.delta"} == {version("delta-spark")}
+    assert {jar.version for jar in SPARK.jars if jar.group == "io.delta"} == {version("delta-spark")}
+
+
+def test_kafka_connector_and_spark_are_of_one_version() -> None:
+    assert {jar.version for jar in SPARK.jars if jar.group == "org.apache.spark"} == {version("pyspark")}
+
+
+def test_jars_of_the_broker_are_not_among_those_of_spark() -> None:
+    assert jar_paths() == SPARK.paths()
+    assert not {path.parent for path in SPARK.paths()} & {path.parent for path in BROKER.paths()}
 
 
 def test_folder_is_inside_the_python_environment_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,43 +90,49 @@ def test_folder_is_inside_the_python_environment_unless_one_is_named(monkeypatch
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut short"])
-def test_missing_or_damaged_jar_is_named_with_its_folder_and_the_remedy(full_folder: Path, damage: str) -> None:
-    jar = full_folder / JARS[0].file_name
+def test_missing_or_damaged_jar_is_named_with_its_folder_and_the_remedy(full: JarSet, damage: str) -> None:
+    jar = full.folder / full.jars[0].file_name
     if damage == "removed":
         jar.unlink()
     else:
         os.truncate(jar, jar.stat().st_size // 2)
     with pytest.raises(PlatformError, match="make setup") as caught:
-        jar_paths()
+        full.paths()
     message = str(caught.value)
     assert "\n" not in message
-    assert str(full_folder) in message
-    assert JARS[0].file_name in message
-    assert JARS[1].file_name not in message
+    assert str(full.folder) in message
+    assert full.jars[0].file_name in message
+    assert full.jars[1].file_name not in message
 
 
 @pytest.mark.usefixtures("no_java")
-def test_resolve_on_a_full_folder_needs_no_java(full_folder: Path) -> None:
+def test_resolve_on_a_full_folder_needs_no_java(full: JarSet) -> None:
     assert find_java() is None
-    assert resolve() == [full_folder / jar.file_name for jar in JARS]
+    assert full.resolve() == [full.folder / jar.file_name for jar in full.jars]
+    assert main([]) == 0
 
 
 @pytest.mark.usefixtures("no_java")
-def test_resolve_without_java_says_so_and_leaves_nothing_half_made(full_folder: Path) -> None:
-    (full_folder / JARS[0].file_name).unlink()
+def test_resolve_without_java_says_so_and_leaves_nothing_half_made(
+    full: JarSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (full.folder / full.jars[0].file_name).unlink()
     with pytest.raises(PlatformError, match="Java 17 or later is needed and none was found"):
-        resolve()
-    assert {path.name for path in full_folder.iterdir()} == {jar.file_name for jar in JARS[1:]}
+        full.resolve()
+    assert {path.name for path in full.folder.iterdir() if path.is_file()} == names_of(full.jars[1:])
+    assert main([]) == 1
+    assert f"fetching the jars that {full.wanted_by} needs into {full.folder}" in capsys.readouterr().err
 
 
-def test_resolve_removes_other_versions_and_leaves_other_jars(full_folder: Path) -> None:
-    for name in ("delta-storage-3.2.0.jar", "delta-spark_4.1_2.13-4.3.0.jar", "a-jar-of-the-user-1.0.jar"):
-        (full_folder / name).touch()
-    resolve()
-    assert {path.name for path in full_folder.glob("*.jar")} == {
-        *(jar.file_name for jar in JARS),
-        "a-jar-of-the-user-1.0.jar",
-    }
+def test_resolve_removes_other_versions_and_leaves_other_jars(full: JarSet) -> None:
+    others = (
+        ("delta-storage-3.2.0.jar", "delta-spark_4.1_2.13-4.3.0.jar") if full is SPARK else ("kafka_2.13-3.9.0.jar",)
+    )
+    for name in (*others, "kafka-clients-3.0.0.jar", "a-jar-of-the-user-1.0.jar"):
+        (full.folder / name).touch()
+    full.resolve()
+    assert {path.name for path in full.folder.glob("*.jar")} == {*names_of(full.jars), "a-jar-of-the-user-1.0.jar"}
+    assert all(path.is_file() for jars in (SPARK, BROKER) for path in jars.paths())
 
 
 def test_java_in_use_is_good_enough_for_spark() -> None:

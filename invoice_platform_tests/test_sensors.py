@@ -13,6 +13,7 @@ import pytest
 
 from invoice_platform import sensors
 from invoice_platform.definitions import defs
+from invoice_platform.jobs import FROM_FILES
 from invoice_platform.resources import Lakehouse, LandingZone
 from invoice_platform.schedules import hourly_ingest
 from invoice_platform.streaming.landing import LandingFolder
@@ -20,7 +21,6 @@ from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import AcceptedFile
 from invoice_platform.streaming.lock import hold_run
 from invoice_platform.streaming.sources import Leg
-from invoice_platform_tests.conftest import INVOICE_STREAMS
 
 
 @pytest.fixture
@@ -134,9 +134,8 @@ def test_a_table_that_a_failed_run_left_behind_rings_too(bell: Bell) -> None:
     log.mkdir(parents=True)
     (log / f"{0:020d}.json").touch()
     (log / f"{1:020d}.json").touch()
-    for stream in INVOICE_STREAMS[1:]:
-        source = stream.source
-        source.drained(bell.layout, stream.name, Leg(segment=1, through=1))
+    for stream in FROM_FILES[1:]:
+        stream.source.drained(bell.layout, stream.name, Leg(segment=1, through={"invoices": 1}))
     assert bell.says() == "nothing new"
     (log / f"{2:020d}.json").touch()
     assert bell.rings()
@@ -182,13 +181,12 @@ def test_the_hourly_catch_up_waits_for_a_run_that_goes(bell: Bell) -> None:
 
 
 def test_sensors_and_schedule_are_on_and_tick_every_five_seconds() -> None:
-    for name in ("landed_invoices_sensor", "landed_text_sensor"):
+    for name in ("landed_invoices_sensor", "kafka_invoices_sensor", "landed_text_sensor"):
         sensor = defs.resolve_sensor_def(name) if hasattr(defs, "resolve_sensor_def") else defs.get_sensor_def(name)
         assert sensor.minimum_interval_seconds == 5
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
-    (schedule,) = defs.schedules or []
-    assert isinstance(schedule, dg.ScheduleDefinition)
-    assert (schedule.name, schedule.cron_schedule) == ("hourly_ingest", "0 * * * *")
+    schedules = {s.name: s.cron_schedule for s in defs.schedules or [] if isinstance(s, dg.ScheduleDefinition)}
+    assert schedules == {"hourly_ingest": "0 * * * *", "nightly_audit": "30 2 * * *"}
 
 
 def test_a_tick_opens_no_spark_and_loads_none() -> None:

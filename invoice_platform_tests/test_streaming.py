@@ -235,10 +235,7 @@ def test_word_count_adds_up_over_runs_and_equals_its_batch_twin(platform: Platfo
 
 def rows(platform: Platform) -> dict[str, list[str]]:
     """Every row of the invoice tables as text, sorted, repeats kept."""
-    return {
-        s.table.name: sorted(str(row) for row in platform.sql(f"SELECT * FROM {{{s.table.name}}}"))
-        for s in INVOICE_STREAMS
-    }
+    return {s.name: sorted(str(row) for row in platform.sql(f"SELECT * FROM {{{s.name}}}")) for s in INVOICE_STREAMS}
 
 
 def test_a_rebuild_equals_the_streams_row_for_row_and_the_streams_go_on(platform: Platform) -> None:
@@ -290,7 +287,7 @@ def test_an_interrupted_rebuild_is_refused_by_the_streams_until_it_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(LINE_ITEMS_STREAM.source), "restart_after", interrupted)
+        patched.setattr(type(LINE_ITEMS_STREAM.source), "restart", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rebuild(INVOICE_STREAMS, platform.open, platform.layout, run="test")
     with pytest.raises(PlatformError, match=r"a rebuild was interrupted .*run the rebuild again"):

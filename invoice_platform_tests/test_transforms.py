@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from invoice_platform.generate import InvoiceGenerator
-from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, QUARANTINED_INVOICES
-from invoice_platform.transforms import count_words, flatten_invoices, parse_invoices, quarantine_invoices
+from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, KAFKA_INVOICES, QUARANTINED_INVOICES
+from invoice_platform.streaming.tables import Table
+from invoice_platform.transforms import (
+    count_words,
+    flatten_invoices,
+    parse_invoices,
+    parse_kafka_invoices,
+    quarantine_invoices,
+)
 from invoice_platform_tests.conftest import invoice, item
 
 if TYPE_CHECKING:
@@ -35,15 +42,39 @@ def parse(spark: SparkSession, *values: str | bytes) -> list[Any]:
     return parse_invoices(lines(spark, *values)).collect()
 
 
+KAFKA_COLUMNS = (
+    "key binary, value binary, topic string, partition int, offset bigint, timestamp timestamp, timestampType int, "
+    "headers array<struct<key: string, value: binary>>"
+)
+SENT = datetime(2024, 3, 1, 12)
+
+
+def messages(spark: SparkSession, *values: str | bytes | None, topic: str = "invoices") -> DataFrame:
+    """Messages of one partition as Spark's Kafka source gives them, with offsets from 0."""
+    raw = [v.encode() if isinstance(v, str) else v for v in values]
+    headers = [("sender", b"till \xff"), ("sender", None)]
+    return spark.createDataFrame(
+        [(b"k\xff", value, topic, 0, offset, SENT, 0, headers) for offset, value in enumerate(raw)], KAFKA_COLUMNS
+    )
+
+
+def columns_and_types(spark: SparkSession, table: Table) -> list[tuple[str, Any]]:
+    """Names and types of a table's columns, as Spark reads them."""
+    declared = spark.createDataFrame([], ", ".join(c.ddl for c in table.columns)).schema
+    return [(f.name, f.dataType) for f in declared]
+
+
 def test_transforms_give_the_declared_columns_and_types(spark: SparkSession) -> None:
     bronze = parse_invoices(lines(spark, GOOD))
+    kafka = parse_kafka_invoices(messages(spark, GOOD))
+    both = bronze.unionByName(kafka, allowMissingColumns=True)
     for frame, table in (
         (bronze, INVOICES),
-        (flatten_invoices(bronze), INVOICE_LINE_ITEMS),
-        (quarantine_invoices(bronze), QUARANTINED_INVOICES),
+        (kafka, KAFKA_INVOICES),
+        *((flatten_invoices(frame), INVOICE_LINE_ITEMS) for frame in (bronze, kafka, both)),
+        *((quarantine_invoices(frame), QUARANTINED_INVOICES) for frame in (bronze, kafka, both)),
     ):
-        declared = spark.createDataFrame([], ", ".join(c.ddl for c in table.columns)).schema
-        assert [(f.name, f.dataType) for f in frame.schema] == [(f.name, f.dataType) for f in declared], table.name
+        assert [(f.name, f.dataType) for f in frame.schema] == columns_and_types(spark, table), table.name
 
 
 def test_a_valid_record_is_kept_as_landed_without_its_raw_text(spark: SparkSession) -> None:
@@ -149,12 +180,86 @@ def test_line_items_are_numbered_from_one_and_carry_the_invoice(spark: SparkSess
     assert created[0] == "2024-03-01 12:00:00", "UTC"
 
 
+# Each is a message's value, and how the reason why it is not valid begins (None: it is valid).
+VALUES: list[tuple[str | bytes | None, str | None]] = [
+    (GOOD, None),
+    (None, "no value (a tombstone)"),
+    ("", "a blank value"),
+    (" \t\r\n", "a blank value"),
+    (b"\xff\xfe", "not valid UTF-8"),
+    (b" \xff", "not valid UTF-8"),
+    (GOOD.encode().replace(b"STR1000", b"STR\xff\xfe"), "not valid UTF-8"),
+    (GOOD + GOOD, "more than one JSON document"),
+    (GOOD + "\n" + GOOD, "more than one JSON document"),
+    (GOOD[:-20], "not a JSON document"),
+    ("null", "not a JSON document"),
+    ("{}", "missing: InvoiceNumber"),
+    (json.dumps(invoice("1"), indent=2) + "\n", None),
+]
+
+
+def test_each_kafka_message_is_one_row_that_is_valid_or_says_why_not(spark: SparkSession) -> None:
+    rows = parse_kafka_invoices(messages(spark, *(value for value, _ in VALUES))).collect()
+    assert [row.offset for row in rows] == list(range(len(VALUES)))
+    for row, (value, reason) in zip(rows, VALUES, strict=True):
+        if reason is None:
+            assert (row.reason, row.raw, row.InvoiceNumber) == (None, None, "1")
+        else:
+            assert row.reason.startswith(reason)
+            assert row.raw == (value.decode(errors="replace") if isinstance(value, bytes) else value)
+            assert row.InvoiceNumber is None
+
+
+def test_a_kafka_row_keeps_the_messages_place_key_headers_and_time(spark: SparkSession) -> None:
+    first, second = parse_kafka_invoices(messages(spark, GOOD, None, topic="tills.north-1")).collect()
+    for offset, row in enumerate((first, second)):
+        assert (row.topic, row.partition, row.offset) == ("tills.north-1", 0, offset)
+        assert row.source_file == f"kafka:tills.north-1/0/{offset}"
+        assert (bytes(row.key), row.timestamp) == (b"k\xff", SENT)
+        headers = [(h.key, None if h.value is None else bytes(h.value)) for h in row.headers]
+        assert headers == [("sender", b"till \xff"), ("sender", None)]
+    assert first.ingested_at == second.ingested_at > SENT
+
+
+def test_a_kafka_message_and_a_landed_line_of_the_same_text_are_read_alike(spark: SparkSession) -> None:
+    texts = [line for line, _ in INVALID] + [GOOD]
+    columns = [c.name for c in INVOICES.columns if c.name not in ("source_file", "ingested_at")]
+    landed = parse_invoices(lines(spark, *texts)).select(*columns).collect()
+    assert parse_kafka_invoices(messages(spark, *texts)).select(*columns).collect() == landed
+
+
+def test_quarantine_says_the_place_in_kafka_and_none_for_files(spark: SparkSession) -> None:
+    files = parse_invoices(lines(spark, "{}", GOOD))
+    kafka = parse_kafka_invoices(messages(spark, GOOD, None, "[]"))
+    places = ("source_file", "topic", "partition", "offset")
+    from_file = ("000001/x.json", None, None, None)
+    from_kafka = [(f"kafka:invoices/0/{offset}", "invoices", 0, offset) for offset in (1, 2)]
+    for frame, expected in (
+        (files, [from_file]),
+        (kafka, from_kafka),
+        (files.unionByName(kafka, allowMissingColumns=True), [from_file, *from_kafka]),
+    ):
+        assert [tuple(row) for row in quarantine_invoices(frame).select(*places).collect()] == expected
+
+
+def test_line_items_of_files_and_of_kafka_are_in_one_frame(spark: SparkSession) -> None:
+    files = parse_invoices(lines(spark, json.dumps(invoice("2", item("a"), item("b")))))
+    kafka = parse_kafka_invoices(messages(spark, None, GOOD))
+    rows = flatten_invoices(files.unionByName(kafka, allowMissingColumns=True)).collect()
+    assert [(row.invoice_number, row.line_number, row.source_file) for row in rows] == [
+        ("2", 1, "000001/x.json"),
+        ("2", 2, "000001/x.json"),
+        ("1", 1, "kafka:invoices/0/1"),
+    ]
+
+
 def test_words_end_at_blanks_and_full_stops_and_need_a_letter(spark: SparkSession) -> None:
     frame = spark.createDataFrame([("The cat.The CAT  sat",), ("42 - cat2.",), ("",)], "value string")
     counts = {row.word: row["count"] for row in count_words(frame).collect()}
     assert counts == {"the": 2, "cat": 2, "sat": 1, "cat2": 1}
 
 
-def test_the_transforms_parse_each_line_once(spark: SparkSession) -> None:
-    plan = parse_invoices(lines(spark, GOOD))._jdf.queryExecution().optimizedPlan().toString()  # type: ignore[operator]
-    assert plan.count("from_json(") == 1
+def test_the_transforms_parse_each_record_once(spark: SparkSession) -> None:
+    for frame in (parse_invoices(lines(spark, GOOD)), parse_kafka_invoices(messages(spark, GOOD))):
+        plan = frame._jdf.queryExecution().optimizedPlan().toString()  # type: ignore[operator]
+        assert plan.count("from_json(") == 1

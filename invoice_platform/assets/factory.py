@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from graphlib import TopologicalSorter
 from typing import Any
 
 import dagster as dg
@@ -10,22 +11,16 @@ from pydantic import Field
 from invoice_platform.errors import PlatformError
 from invoice_platform.metadata import data_version, run_metadata, table_schema
 from invoice_platform.resources import Lakehouse, SparkResource
+from invoice_platform.streaming.settings import MAX_FILES_PER_TRIGGER, MAX_OFFSETS_PER_TRIGGER, RunSettings
 from invoice_platform.streaming.sources import DeltaTable
-from invoice_platform.streaming.stream import (
-    MAX_FILES_PER_TRIGGER,
-    MicroBatch,
-    RunSettings,
-    RunSummary,
-    Stream,
-    run_stream,
-)
+from invoice_platform.streaming.stream import MicroBatch, RunSummary, Stream, run_stream
 from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
 
 LOOK_SECONDS = 2.0
 
 
 class StreamConfig(dg.Config):
-    """How a stream is run: the same three settings on every stream."""
+    """How a stream is run: the same settings on every stream; each source takes those that it knows."""
 
     trigger: str = Field(
         default=AVAILABLE_NOW,
@@ -36,10 +31,27 @@ class StreamConfig(dg.Config):
         default=None,
         description="When a continuous run (an interval, or unspecified) ends; until cancelled when not given.",
     )
+    max_bytes_per_trigger: int | None = Field(
+        default=None, description="Bytes of files a micro-batch, in place of a number of files."
+    )
+    max_offsets_per_trigger: int = Field(
+        default=MAX_OFFSETS_PER_TRIGGER, description="Kafka records a micro-batch, at most."
+    )
+    fail_on_data_loss: bool = Field(
+        default=True,
+        description="Fail when Kafka no longer has records that were not read; when false, go on and count them.",
+    )
 
     def settings(self) -> RunSettings:
         """Checked settings; PlatformError names the one that is wrong."""
-        return RunSettings(Trigger.parse(self.trigger), self.max_files_per_trigger, self.run_for_seconds)
+        return RunSettings(
+            Trigger.parse(self.trigger),
+            self.max_files_per_trigger,
+            self.run_for_seconds,
+            self.max_bytes_per_trigger,
+            self.max_offsets_per_trigger,
+            self.fail_on_data_loss,
+        )
 
 
 def checkpoint_pool(stream: str) -> str:
@@ -100,39 +112,46 @@ STREAMS: dict[str, Stream] = {}
 """Every stream that an asset was made of, by name."""
 
 
-def downstream(first: Stream) -> list[Stream]:
-    """A stream and all that it feeds, directly or through others, each after the one that feeds it."""
-    chain = [first]
-    for feeder in chain:  # grows while it is walked
-        chain += [
-            s
-            for s in STREAMS.values()
-            if isinstance(s.source, DeltaTable) and s.source.table == feeder.table.name and s not in chain
-        ]
-    return chain
+def fed_by(stream: Stream) -> tuple[str, ...]:
+    """Names of the tables that a stream reads."""
+    return stream.source.names if isinstance(stream.source, DeltaTable) else ()
+
+
+def downstream(*first: Stream) -> list[Stream]:
+    """Streams and all that they feed, directly or through others, each after those that feed it."""
+    chain = {stream.name: stream for stream in first}
+    waiting = list(first)
+    while waiting:
+        feeder = waiting.pop()
+        fed = [s for s in STREAMS.values() if feeder.table is not None and feeder.table.name in fed_by(s)]
+        waiting += [s for s in fed if s.name not in chain]
+        chain |= {s.name: s for s in fed}
+    keeper = {s.table.name: s.name for s in chain.values() if s.table is not None}
+    feeders = {s.name: [keeper[table] for table in fed_by(s) if table in keeper] for s in chain.values()}
+    return [chain[name] for name in TopologicalSorter(feeders).static_order()]
 
 
 def stream_asset(stream: Stream, *, group: str, deps: Iterable[str] = ()) -> dg.AssetsDefinition:
-    """The asset of a stream: its table, materialized by one run of the stream.
+    """The asset of a stream: its table or what it sends elsewhere, materialized by one run of the stream.
 
     Parameters
     ----------
     group : str
         Group in the asset graph.
     deps : iterable of str
-        Further assets it depends on; the table that a Delta source reads is one by itself.
+        Further assets it depends on; the tables that a Delta source reads are so by themselves.
     """
     STREAMS[stream.name] = stream
-    fed_by = [stream.source.table] if isinstance(stream.source, DeltaTable) else []
+    table = stream.table
 
     @dg.asset(
         name=stream.name,
-        description=stream.table.comment,
+        description=table.comment if table else type(stream.sink).__doc__,
         group_name=group,
-        deps=[*fed_by, *deps],
-        kinds={"spark", "delta"},
+        deps=[*fed_by(stream), *deps],
+        kinds={"spark", *(["delta"] if table else []), *stream.services},
         pool=checkpoint_pool(stream.name),
-        metadata={"dagster/table_name": stream.table.name, "dagster/column_schema": table_schema(stream.table)},
+        metadata={"dagster/table_name": table.name, "dagster/column_schema": table_schema(table)} if table else None,
     )
     def materialize(
         context: dg.AssetExecutionContext, config: StreamConfig, spark: SparkResource, lakehouse: Lakehouse
@@ -153,7 +172,7 @@ def stream_asset(stream: Stream, *, group: str, deps: Iterable[str] = ()) -> dg.
             raise told(error) from error
         log_admission(context.log, summary)
         return dg.MaterializeResult(
-            metadata=run_metadata(summary, stream.table, layout),
+            metadata=run_metadata(summary, table, layout),
             data_version=data_version(summary),
         )
 

@@ -1,11 +1,12 @@
 """What the landed records hold: line items of the valid ones, the text of the others.
 
-Source: rows appended to `invoices`. Sinks: `invoice_line_items` (one row a line item) and `quarantined_invoices` (one row a
-record that is not valid), append. Checkpoint: one each, and a new one after a rebuild. Replay: exactly once through the Delta sink.
+Source: rows appended to `invoices` and to `kafka_invoices`. Sinks: `invoice_line_items` (one row a line item) and
+`quarantined_invoices` (one row a record that is not valid), append. Checkpoint: one each, and a new one after a rebuild. Replay:
+exactly once through the Delta sink.
 """
 
 from invoice_platform.assets.factory import stream_asset
-from invoice_platform.schemas import INVOICE_LINE_ITEMS, QUARANTINED_INVOICES
+from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, KAFKA_INVOICES, QUARANTINED_INVOICES
 from invoice_platform.streaming.sinks import DeltaSink
 from invoice_platform.streaming.sources import DeltaTable
 from invoice_platform.streaming.stream import Stream
@@ -13,14 +14,14 @@ from invoice_platform.transforms import flatten_invoices, quarantine_invoices
 
 LINE_ITEMS_STREAM = Stream(
     name="invoice_line_items",
-    source=DeltaTable("invoices"),
+    source=DeltaTable(INVOICES, KAFKA_INVOICES),
     transform=flatten_invoices,
     sink=DeltaSink(INVOICE_LINE_ITEMS),
 )
 
 QUARANTINE_STREAM = Stream(
     name="quarantined_invoices",
-    source=DeltaTable("invoices"),
+    source=DeltaTable(INVOICES, KAFKA_INVOICES),
     transform=quarantine_invoices,
     sink=DeltaSink(QUARANTINED_INVOICES),
 )

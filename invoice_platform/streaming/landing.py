@@ -19,9 +19,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
-from invoice_platform.errors import PlatformError
+from invoice_platform.errors import PlatformError, first_line
 from invoice_platform.streaming.layout import Layout, segment_name
 from invoice_platform.streaming.ledger import AcceptedFile, Ledger
 
@@ -33,6 +33,8 @@ ADMISSION_FILES = 10_000
 SETTLE_SECONDS = 2.0
 """Where the system cannot tell whether a file is open for writing, a file changed more recently than this waits."""
 CHUNK_BYTES = 1 << 20
+
+FileFormat = Literal["text", "json", "csv", "parquet"]
 
 TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".crdownload", ".filepart", ".swp", "._copying_", "~")
 UNREADABLE_SUFFIXES = (".bz2", ".deflate", ".lz4", ".snappy", ".xz", ".zip", ".zst", ".zstd", ".7z", ".tar", ".tgz")
@@ -81,6 +83,8 @@ class Admission:
     repeated: list[str] = field(default_factory=list)
     """Names of files delivered again with the same content: counted, taken out of landing, not read twice."""
     left: list[Left] = field(default_factory=list)
+    refused: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    """Of those left, what was found out by reading them, as the ledger keeps it until they change."""
     seconds: float = 0.0
 
     @property
@@ -118,13 +122,23 @@ class LandingFolder:
     segment_files : int or None
         Files after which a segment is closed. None keeps one segment for ever: a stream with state has its state
         in its one checkpoint.
+    format : str
+        What the files are; a Parquet file is looked at before it is taken.
     """
 
-    def __init__(self, layout: Layout, inbox: str, stream: str, segment_files: int | None = SEGMENT_FILES) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        inbox: str,
+        stream: str,
+        segment_files: int | None = SEGMENT_FILES,
+        format: FileFormat = "text",
+    ) -> None:
         self.folder = layout.landing(inbox)
         self.accepted = layout.accepted(stream)
         self.ledger = Ledger(self.accepted)
         self.segment_files = segment_files
+        self.format: FileFormat = format
 
     def scan(self) -> Scan:
         """What lies in landing, by name, state and what was found out before: no file is opened.
@@ -151,30 +165,31 @@ class LandingFolder:
         self.ledger.recover()
         scan = self.scan()
         result = Admission(left=list(scan.left))
-        refused: dict[str, tuple[int, int, str]] = {}
         for start in range(0, len(scan.waiting), ADMISSION_FILES):
-            self._admit_some(scan.waiting[start : start + ADMISSION_FILES], result, refused)
-        if refused:
+            self._admit_some(scan.waiting[start : start + ADMISSION_FILES], result)
+        if result.refused:
             still = {f.name for f in scan.left}
-            self.ledger.refuse({n: f for n, f in self.ledger.refused().items() if n in still} | refused)
-            result.left += [Left(name, reason) for name, (_, _, reason) in refused.items()]
+            self.ledger.refuse({n: f for n, f in self.ledger.refused().items() if n in still} | result.refused)
+            result.left += [Left(name, reason) for name, (_, _, reason) in result.refused.items()]
         result.seconds = time.monotonic() - started
         return result
 
-    def _admit_some(self, waiting: list[Waiting], result: Admission, refused: dict[str, tuple[int, int, str]]) -> None:
+    def _admit_some(self, waiting: list[Waiting], result: Admission) -> None:
         read: list[tuple[Waiting, str, int]] = []
         for file in waiting:
             try:
                 if being_written(file.path):
                     result.left.append(Left(file.path.name, "still being written"))
                 else:
-                    read.append((file, *read_landed(file.path, file.path.name)))
+                    read.append((file, *read_landed(file.path, file.path.name, self.format)))
             except FileNotFoundError:
                 continue  # its producer took it away again
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                refused[file.path.name] = (file.bytes, file.modified_ns, f"damaged gzip: {error}")
+                self._refuse(file, result, f"damaged gzip: {error}")
+            except NotThisFormat as error:
+                self._refuse(file, result, str(error))
             except OSError as error:
-                refused[file.path.name] = (file.bytes, file.modified_ns, f"cannot be read: {error.strerror}")
+                self._refuse(file, result, f"cannot be read: {error.strerror}")
         seen = self.ledger.seen(key for _, key, _ in read)
         accepted_ms = max(time.time_ns() // 1_000_000, self.ledger.last_accepted_ms() + 1)
         segment = self.ledger.open_segment(self.segment_files) if len(read) > len(seen) else 0
@@ -182,7 +197,7 @@ class LandingFolder:
         for file, key, records in read:
             if key in seen:
                 # The same bytes are in accepted/ under the same name.
-                if self._take_out(file, result, refused, file.path.unlink):
+                if self._take_out(file, result, file.path.unlink):
                     result.repeated.append(file.path.name)
                 continue
             name = f"{key}-{safe_name(file.path.name)}"
@@ -193,7 +208,7 @@ class LandingFolder:
         self.ledger.begin([accepted for _, accepted in moves])
         (self.accepted / segment_name(segment)).mkdir(parents=True, exist_ok=True)
         for file, accepted in moves:
-            if self._take_out(file, result, refused, lambda f=file, a=accepted: self._move(f.path, a)):
+            if self._take_out(file, result, lambda f=file, a=accepted: self._move(f.path, a)):
                 result.admitted.append(accepted)
         self.ledger.recover()  # what was moved is accepted; what was not is forgotten
 
@@ -210,13 +225,10 @@ class LandingFolder:
                 ) from None
             raise
 
-    def _take_out(
-        self,
-        file: Waiting,
-        result: Admission,
-        refused: dict[str, tuple[int, int, str]],
-        how: Callable[[], None],
-    ) -> bool:
+    def _refuse(self, file: Waiting, result: Admission, reason: str) -> None:
+        result.refused[file.path.name] = (file.bytes, file.modified_ns, reason)
+
+    def _take_out(self, file: Waiting, result: Admission, how: Callable[[], None]) -> bool:
         """Take a file that was read out of landing, unless it is another by now; whether it is out."""
         try:
             if file.changed():
@@ -226,8 +238,7 @@ class LandingFolder:
         except FileNotFoundError:
             return False
         except PermissionError:
-            reason = "belongs to another user: chown it, or land it with `invoice-platform land`"
-            refused[file.path.name] = (file.bytes, file.modified_ns, reason)
+            self._refuse(file, result, "belongs to another user: chown it, or land it with `invoice-platform land`")
             return False
         return True
 
@@ -327,24 +338,46 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def read_landed(path: Path, landed_name: str) -> tuple[str, int]:
-    """Key of a landed file (32 hex digits, of its landed name and content) and its records (lines not blank).
+class NotThisFormat(Exception):
+    """A file is not of the format that its landing folder takes; the text says what it is or lacks."""
 
-    A `.gz` is counted as Spark will read it: unpacked.
+
+def read_landed(path: Path, landed_name: str, format: FileFormat = "text") -> tuple[str, int]:
+    """Key of a landed file (32 hex digits, of its landed name and content) and its records.
+
+    Records are lines that are not blank, or the rows of a Parquet file. A `.gz` is counted as Spark will read it: unpacked.
+
+    Raises
+    ------
+    NotThisFormat
+        For a Parquet file that cannot be read as one: Spark would stop the stream at it for good.
     """
     digest = hashlib.blake2b(os.fsencode(landed_name) + b"\0", digest_size=16)
     counter = _RecordCounter()
-    packed = path.name.lower().endswith(".gz")
+    lines = format != "parquet"
+    packed = lines and path.name.lower().endswith(".gz")
     with path.open("rb") as file:
         for chunk in _chunks(file):
             digest.update(chunk)
-            if not packed:
+            if lines and not packed:
                 counter.feed(chunk)
+    if not lines:
+        return digest.hexdigest(), _parquet_rows(path)
     if packed:
         with gzip.open(path, "rb") as unpacked:
             for chunk in iter(lambda: unpacked.read(CHUNK_BYTES), b""):
                 counter.feed(chunk)
     return digest.hexdigest(), counter.records
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_metadata(path).num_rows
+    except pa.ArrowInvalid as error:
+        raise NotThisFormat(f"not a Parquet file: {first_line(error, 120)}") from None
 
 
 def safe_name(name: str) -> str:

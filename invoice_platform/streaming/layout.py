@@ -65,6 +65,11 @@ class Layout:
         return self.lakehouse / name
 
     @property
+    def exports(self) -> Path:
+        """Files that streams write for others, a folder a stream."""
+        return self.root / "exports"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -102,6 +107,16 @@ class Layout:
     def spark_log(self) -> Path:
         """Spark's own log, stack traces and all."""
         return self.logs / "spark.log"
+
+    @property
+    def kafka(self) -> Path:
+        """What this root's own Kafka broker keeps."""
+        return self.root / "kafka"
+
+    @property
+    def kafka_file(self) -> Path:
+        """Where this root's own Kafka broker listens, as long as it is up."""
+        return self.root / "kafka.json"
 
     @property
     def server_file(self) -> Path:

@@ -68,7 +68,6 @@ class Pending:
     """Id of the last file counted here; to be handed to `Ledger.drained`."""
     files: int
     bytes: int
-    records: int
 
 
 def _made(connection: sqlite3.Connection) -> bool:
@@ -238,14 +237,12 @@ class Ledger:
         """The segments that hold files the stream has not yet worked through, oldest first."""
         with self._read() as connection:
             rows = connection.execute(
-                "SELECT s.number, s.closed, max(f.id), count(*), sum(f.bytes), sum(f.records) FROM segments s "
+                "SELECT s.number, s.closed, max(f.id), count(*), sum(f.bytes) FROM segments s "
                 # CROSS JOIN keeps the order (for each segment, its newest files by index), + keeps the state's index out.
                 "CROSS JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND +f.state = 'accepted' "
                 "GROUP BY s.number ORDER BY s.number"
             ).fetchall()
-        return [
-            Pending(n, bool(closed), through, files, size, records) for n, closed, through, files, size, records in rows
-        ]
+        return [Pending(n, bool(closed), through, files, size) for n, closed, through, files, size in rows]
 
     def drained(self, segment: int, through: int) -> None:
         """Write down that the stream has committed every file of `segment` up to the id `through`."""

@@ -62,9 +62,9 @@ def hold_run(layout: Layout, run_id: str) -> FileLock | None:
     return lock
 
 
-def let_go_of_run(layout: Layout, run_id: str, lock: FileLock) -> None:
+def let_go_of_run(lock: FileLock) -> None:
     """The end of `hold_run`."""
-    layout.run_lock(run_id).unlink(missing_ok=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 
@@ -78,7 +78,7 @@ def run_is_dead(layout: Layout, run_id: str) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return False
-    let_go_of_run(layout, run_id, lock)
+    let_go_of_run(lock)
     return True
 
 

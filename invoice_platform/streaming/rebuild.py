@@ -16,7 +16,7 @@ from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles
 from invoice_platform.streaming.state import write_state
-from invoice_platform.streaming.stream import OpenSession, RunSummary, Stream, run_batch
+from invoice_platform.streaming.stream import OpenSession, RunSummary, Stream, rebuild_state, run_batch, table_facts
 from invoice_platform.streaming.tables import latest_version
 
 
@@ -26,6 +26,8 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
     Afterwards the streams go on: files accepted before the rebuild are in the tables and are not read again, files
     accepted later go into a new segment, and a stream fed by a rebuilt table starts after the rebuild.
 
+    A stream that has never run is left to its first run, which takes its source as it then is.
+
     Raises
     ------
     StreamLocked
@@ -33,6 +35,7 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
     PlatformError
         When nothing was ever accepted.
     """
+    streams = [s for s in streams if isinstance(s.source, LandedFiles) or table_facts(s, layout) is not None]
     with ExitStack() as held:
         for stream in streams:
             held.enter_context(stream_lock(layout, stream.name, run))
@@ -52,15 +55,26 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
         through = {name: ledger.close_all() for name, ledger in landed.items()}
         with spark_errors("the rebuild failed; the streams of its tables wait until it is run again", layout):
             summaries = [run_batch(stream, spark, layout) for stream in streams]
-        for stream in streams:
-            if isinstance(stream.source, DeltaTable):
-                # A commit without data, so that there is a version after the rebuild for the stream to start at.
-                version = latest_version(layout.table(stream.source.table))
-                table = layout.table(stream.source.table)
-                spark().sql(f"ALTER TABLE delta.`{table}` SET TBLPROPERTIES ('invoice_platform.rebuilt' = '{version}')")
-                stream.source.restart_after(layout, stream.name, version)
+            _restart(streams, spark, layout)
         for name, ledger in landed.items():
             ledger.all_drained(through[name])
         for stream in streams:
             layout.rebuild_note(stream.name).unlink()
     return summaries
+
+
+def _restart(streams: Sequence[Stream], spark: OpenSession, layout: Layout) -> None:
+    """Let the streams that are fed by tables go on after those tables as they now are."""
+    fed = [(stream, stream.source) for stream in streams if isinstance(stream.source, DeltaTable)]
+    after: dict[str, int] = {}
+    for name in sorted({name for stream, source in fed if not stream.stateful for name in source.names}):
+        table = layout.table(name)
+        after[name] = latest_version(table)
+        # A commit without data, so that there is a version after the rebuild for the streams to start at.
+        spark().sql(f"ALTER TABLE delta.`{table}` SET TBLPROPERTIES ('invoice_platform.rebuilt' = '{after[name]}')")
+    for stream, source in fed:
+        if stream.stateful:
+            source.restart(layout, stream.name, after=None)
+            rebuild_state(stream, spark, layout)
+        else:
+            source.restart(layout, stream.name, {name: after[name] for name in source.names})

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ CONF_VARIABLE = "INVOICE_PLATFORM_SPARK_CONF"
 REMOTE_VARIABLE = "SPARK_REMOTE"
 TOKEN_VARIABLE = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 ROOT_SETTING = "spark.invoicePlatform.root"
+PYTHON_VARIABLE = "PYSPARK_PYTHON"
+"""The Python that Spark starts for `foreach` and Python data sources; the first on the PATH when not set."""
 CONNECT_SECONDS = 3.0
 CONNECT_RETRIES = 6
 """With pauses growing from 50 ms: about 20 s in all."""
@@ -252,6 +255,7 @@ def _connect(layout: Layout, remote: str, conf: Mapping[str, str]) -> SparkSessi
 def _embed(layout: Layout, master: str, conf: Mapping[str, str]) -> SparkSession:
     require_java()
     layout.logs.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(master).appName("invoice_platform")

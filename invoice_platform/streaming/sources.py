@@ -1,17 +1,30 @@
-"""Where a stream reads from. A source says what is new (`pending`) and reads it, as a stream or as a batch."""
+"""Where a stream reads from. A source says what is new (`pending`) and reads it, as a stream or as a batch.
+
+Adding one: a class with `pending`, `read_stream` and `read_batch`; whatever Spark can read is a `Connector` without one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from invoice_platform.streaming.landing import SEGMENT_FILES, LandingFolder
+from invoice_platform.errors import PlatformError
+from invoice_platform.streaming.checkpoint import has_unfinished, last_committed
+from invoice_platform.streaming.kafka import KafkaConnection, Offsets, offsets
+from invoice_platform.streaming.landing import SEGMENT_FILES, FileFormat, LandingFolder
 from invoice_platform.streaming.layout import Layout, segment_name
+from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.state import read_state, write_state
-from invoice_platform.streaming.tables import latest_version
+from invoice_platform.streaming.tables import Column, Table, latest_version
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+Service = Literal["kafka", "postgres"]
+CORRUPT_RECORD = "_corrupt_record"
+"""In what a source of JSON or CSV reads: the text of a line that is not as declared, else null."""
 
 
 @dataclass(frozen=True)
@@ -20,27 +33,81 @@ class Leg:
 
     segment: int
     """Number of the checkpoint: `checkpoints/<stream>/<segment>`."""
-    through: int
-    """How far `drained` may be set once the query is through: a file id or a table version."""
+    through: Any = None
+    """How far `drained` may be set once the query is through: a file id, or a version for each table."""
     files: int = 0
     bytes: int = 0
 
 
-@dataclass(frozen=True)
-class LandedFiles:
-    """Files that producers drop into `landing/<inbox>`, read line by line from `accepted/<stream>`.
+class Source(ABC):
+    """Where a stream reads from."""
 
-    Columns: `value` (string, one line), `source_file` (string, `<segment>/<file>`), `ingested_at` (timestamp, when
-    the file was admitted).
+    example: ClassVar[str]
+    """How it is declared."""
+    services: ClassVar[frozenset[Service]] = frozenset()
+    """Servers that it needs beside the root's own folders."""
+
+    @abstractmethod
+    def pending(self, layout: Layout, stream: str) -> list[Leg]:
+        """What is new, oldest first; asks no Spark."""
+
+    def current(self, layout: Layout, stream: str) -> Leg:
+        """The checkpoint in use, for a query that stays."""
+        return Leg(1)
+
+    def drained(self, layout: Layout, stream: str, leg: Leg) -> None:  # noqa: B027
+        """Write down that a leg is committed; Spark's checkpoint says it for most sources."""
+
+    @abstractmethod
+    def read_stream(
+        self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
+    ) -> DataFrame:
+        """A leg as a streaming DataFrame."""
+
+    @abstractmethod
+    def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
+        """All that there is, as a batch."""
+
+    def lost(self, progress: Mapping[str, Any]) -> int:
+        """Records that a micro-batch should have read and that were not there any more."""
+        return 0
+
+    def remedy(self, error: str) -> str | None:
+        """What to do about an error of Spark's that comes from this source, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class LandedFiles(Source):
+    """Files that producers drop into `landing/<inbox>`, read from `accepted/<stream>`; `.gz` is unpacked.
+
+    Columns: for `text` `value` (string, one line), for the other formats the declared columns, and for `json` and `csv`
+    `_corrupt_record` (string, a line that is not as declared; null for a good one); then `source_file` (string,
+    `<segment>/<file>`) and `ingested_at` (timestamp, when the file was admitted).
     """
 
+    example: ClassVar[str] = 'LandedFiles("orders", format="csv", columns=ORDERS.columns, options={"header": "true"})'
+
     inbox: str
+    format: FileFormat = "text"
+    """`text` (lines, of JSON too), `json` (one document a line), `csv` or `parquet`."""
+    columns: tuple[Column, ...] = ()
+    """What `json`, `csv` and `parquet` files hold."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Further options of Spark's reader, e.g. `{"header": "true"}`."""
     segment_files: int | None = SEGMENT_FILES
     """Files a segment; None for a stream with state, which cannot leave its checkpoint."""
 
+    def __post_init__(self) -> None:
+        if (self.format == "text") == bool(self.columns):
+            raise PlatformError(
+                f"landing/{self.inbox}: text has no columns and {self.format!r} files need them: "
+                "give columns with format 'json', 'csv' or 'parquet' only"
+            )
+
     def landing(self, layout: Layout, stream: str) -> LandingFolder:
         """The inbox and the archive behind it."""
-        return LandingFolder(layout, self.inbox, stream, self.segment_files)
+        return LandingFolder(layout, self.inbox, stream, self.segment_files, self.format)
 
     def pending(self, layout: Layout, stream: str) -> list[Leg]:
         """One leg for each segment that holds files not yet worked through, oldest first."""
@@ -57,84 +124,404 @@ class LandedFiles:
         """Write down that the leg's files are committed."""
         self.landing(layout, stream).ledger.drained(leg.segment, leg.through)
 
-    def read_stream(self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, max_files: int) -> DataFrame:
-        """The leg's segment as a stream, at most `max_files` files a micro-batch."""
-        reader = spark.readStream.format("text").option("lineSep", "\n").option("maxFilesPerTrigger", max_files)
-        return _lines(reader.load(str(layout.accepted(stream) / segment_name(leg.segment))))
+    def read_stream(
+        self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
+    ) -> DataFrame:
+        """The leg's segment as a stream, at most so many files, or bytes, a micro-batch."""
+        reader = self._described(spark.readStream).options(**settings.file_limits())
+        return self._rows(reader.load(str(layout.accepted(stream) / segment_name(leg.segment))))
 
     def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
         """Everything that was ever accepted, as a batch."""
         segments = self.landing(layout, stream).ledger.segments()
         folders = [str(f) for n in segments if (f := layout.accepted(stream) / segment_name(n)).is_dir()]
-        return _lines(spark.read.format("text").option("lineSep", "\n").load(folders))
+        return self._rows(self._described(spark.read).load(folders))
+
+    def _described(self, reader: Any) -> Any:
+        if self.format in ("text", "json"):  # lines of JSON are parsed by `_rows`, which misses nothing
+            return reader.format("text").option("lineSep", "\n")
+        ddl = ", ".join(c.ddl for c in self.columns)
+        if self.format == "csv":
+            reader = reader.option("columnNameOfCorruptRecord", CORRUPT_RECORD)
+            ddl += f", `{CORRUPT_RECORD}` string"
+        return reader.format(self.format).options(**self.options).schema(ddl)
+
+    def _rows(self, read: DataFrame) -> DataFrame:
+        from pyspark.sql import functions as F
+
+        if self.format == "json":
+            read = _parsed(read, self.columns, self.options)
+        return read.select(
+            "*",
+            F.regexp_extract("_metadata.file_path", "[^/]+/[^/]+$", 0).alias("source_file"),
+            # Set at admission and kept by the archive, so that a rebuild gives the same time again.
+            F.col("_metadata.file_modification_time").alias("ingested_at"),
+        )
 
 
-def _lines(text: DataFrame) -> DataFrame:
+def _parsed(lines: DataFrame, columns: tuple[Column, ...], options: Mapping[str, str]) -> DataFrame:
+    """Lines of JSON to the declared columns and `_corrupt_record`; blank lines are passed over."""
     from pyspark.sql import functions as F
 
-    return text.select(
-        "value",
-        F.regexp_extract("_metadata.file_path", "[^/]+/[^/]+$", 0).alias("source_file"),
-        # Set at admission and kept by the archive, so that a rebuild gives the same time again.
-        F.col("_metadata.file_modification_time").alias("ingested_at"),
+    from invoice_platform.streaming.json_lines import from_json, one_document
+
+    good = F.expr(f"parsed.`{CORRUPT_RECORD}` IS NULL AND parsed IS NOT NULL AND is_valid_utf8(value)") & F.expr(
+        one_document("value")
+    )
+    return (
+        lines.where(~F.col("value").rlike(r"\A\s*\z"))
+        .withColumn("parsed", from_json("value", columns, CORRUPT_RECORD, options))
+        .withColumn("good", good)
+        .select(
+            *(F.when(F.col("good"), F.col(f"parsed.{c.name}")).alias(c.name) for c in columns),
+            F.when(~F.col("good"), F.expr("make_valid_utf8(value)")).alias(CORRUPT_RECORD),
+        )
     )
 
 
-@dataclass(frozen=True)
-class DeltaTable:
-    """The rows appended to another table of the lakehouse, in that table's columns.
+@dataclass(frozen=True, init=False)
+class DeltaTable(Source):
+    """The rows appended to one or more other tables of the lakehouse, side by side, in those tables' columns.
 
-    `checkpoints/<stream>/source.json` says which checkpoint is in use, from which version of the table it started,
-    and through which version the stream is known to have worked.
+    A column that one of them lacks is null in its rows. `checkpoints/<stream>/source.json` says which checkpoint is in
+    use, from which version of each table it started, and through which version the stream is known to have worked.
+
+    Parameters
+    ----------
+    tables : Table or str
+        A declared table is made, empty, where it is not there yet; one given by name has to be there.
+    starting_version : int
+        Version from which on to read, instead of the table as it stands and all that follows.
     """
 
-    table: str
+    example: ClassVar[str] = "DeltaTable(INVOICE_LINE_ITEMS)"
+
+    tables: tuple[Table | str, ...]
+    starting_version: int | None
+
+    def __init__(self, *tables: Table | str, starting_version: int | None = None) -> None:
+        object.__setattr__(self, "tables", tables)
+        object.__setattr__(self, "starting_version", starting_version)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tables' names."""
+        return tuple(table if isinstance(table, str) else table.name for table in self.tables)
 
     def _state(self, layout: Layout, stream: str) -> dict[str, Any]:
-        first = {"segment": 1, "starting_version": None, "drained_version": -1}
+        starting = {} if self.starting_version is None else dict.fromkeys(self.names, self.starting_version)
+        first = {"segment": 1, "starting_versions": starting, "drained_versions": {}}
         return first | read_state(layout.checkpoints / stream / "source.json")
 
     def _write_state(self, layout: Layout, stream: str, **changes: Any) -> None:
         write_state(layout.checkpoints / stream / "source.json", self._state(layout, stream) | changes)
 
+    def _latest(self, layout: Layout) -> dict[str, int]:
+        return {name: latest_version(layout.table(name)) for name in self.names}
+
     def pending(self, layout: Layout, stream: str) -> list[Leg]:
-        """One leg when the table has versions not yet worked through."""
-        state = self._state(layout, stream)
-        latest = latest_version(layout.table(self.table))
-        return [Leg(state["segment"], latest)] if latest > state["drained_version"] else []
+        """One leg when a table has versions not yet worked through."""
+        state, latest = self._state(layout, stream), self._latest(layout)
+        behind = any(version > state["drained_versions"].get(name, -1) for name, version in latest.items())
+        # A table that is not there yet is made, empty, as version 0 before the query reads it.
+        return [Leg(state["segment"], {name: max(version, 0) for name, version in latest.items()})] if behind else []
 
     def current(self, layout: Layout, stream: str) -> Leg:
         """The checkpoint in use, for a query that stays."""
-        return Leg(self._state(layout, stream)["segment"], 0)
+        return Leg(self._state(layout, stream)["segment"])
 
     def drained(self, layout: Layout, stream: str, leg: Leg) -> None:
-        """Write down through which version the stream has worked."""
-        self._write_state(layout, stream, drained_version=leg.through)
+        """Write down through which version of each table the stream has worked."""
+        self._write_state(layout, stream, drained_versions=leg.through)
 
-    def restart_after(self, layout: Layout, stream: str, version: int) -> None:
-        """Leave the checkpoint for a new one that reads what comes after `version` of the table.
+    def drained_versions(self, layout: Layout, stream: str) -> dict[str, int]:
+        """Through which version of each table the stream is known to have worked; a table not begun is not there."""
+        return self._state(layout, stream)["drained_versions"]
 
-        `version` must be followed by a commit already (Delta cannot start at a version to come).
+    def restart(self, layout: Layout, stream: str, after: Mapping[str, int] | None) -> None:
+        """Leave the checkpoint for a new one.
+
+        Parameters
+        ----------
+        after : mapping of str to int
+            For each table the version after which to read; a commit without data must follow it already, because Delta
+            cannot start at a version to come. None: the tables as they stand and all that follows.
         """
-        segment = self._state(layout, stream)["segment"] + 1
-        self._write_state(layout, stream, segment=segment, starting_version=version + 1, drained_version=version)
+        self._write_state(
+            layout,
+            stream,
+            segment=self._state(layout, stream)["segment"] + 1,
+            starting_versions={name: version + 1 for name, version in (after or {}).items()},
+            drained_versions={name: version + 1 for name, version in (after or {}).items()},
+        )
+
+    def read_stream(
+        self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
+    ) -> DataFrame:
+        """The tables as a stream, at most so many of their files, or bytes, a micro-batch."""
+        if leg.segment != (state := self._state(layout, stream))["segment"]:
+            raise AssertionError(f"leg of segment {leg.segment}, checkpoint in use {state['segment']}")
+        read: list[DataFrame] = []
+        for table, name in zip(self.tables, self.names, strict=True):
+            _make_there(table, spark, layout, stream)
+            reader = spark.readStream.format("delta").options(**settings.file_limits())
+            if (version := state["starting_versions"].get(name)) is not None:
+                reader = reader.option("startingVersion", version)
+            # By path: the catalog of a new session knows no table yet.
+            read.append(reader.load(str(layout.table(name))))
+        return _side_by_side(read)
+
+    def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
+        """The tables as they stand."""
+        read: list[DataFrame] = []
+        for table, name in zip(self.tables, self.names, strict=True):
+            _make_there(table, spark, layout, stream)
+            read.append(spark.read.format("delta").load(str(layout.table(name))))
+        return _side_by_side(read)
+
+    def remedy(self, error: str) -> str | None:
+        """Rows that were deleted or changed in a source, and a checkpoint of other sources, need a rebuild."""
+        if any(sign in error for sign in ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")):
+            return (
+                f"rows of {' or '.join(self.names)} were deleted, changed or overwritten, and a stream reads only what is "
+                "added: run the rebuild job of the tables (`invoice-platform run rebuild_invoices`), which takes them as "
+                "they are now and lets the streams go on after that"
+            )
+        if "sources in the checkpoint offsets" in error:
+            return (
+                f"its checkpoint is of other tables than {', '.join(self.names)}: run the rebuild job "
+                "(`invoice-platform run rebuild_invoices`), which begins a new one"
+            )
+        return None
+
+
+def _make_there(table: Table | str, spark: SparkSession, layout: Layout, stream: str) -> None:
+    if isinstance(table, Table):
+        table.declare(spark, layout)
+    elif latest_version(layout.table(table)) < 0:
+        raise PlatformError(
+            f"stream {stream!r} reads the Delta table {table!r}, which is not in {layout.lakehouse}: make it first, or "
+            "give its declaration (a Table) in place of its name"
+        )
+
+
+def _side_by_side(frames: list[DataFrame]) -> DataFrame:
+    first, *others = frames
+    for other in others:
+        first = first.unionByName(other, allowMissingColumns=True)
+    return first
+
+
+@dataclass(frozen=True, init=False)
+class KafkaTopics(Source):
+    """Records of Kafka topics, from the earliest on.
+
+    Columns: as Spark's Kafka source gives them: `key` and `value` (binary), `topic`, `partition`, `offset`, `timestamp`,
+    `timestampType`, `headers` (array of `key`, `value`). The server and its secrets come from the environment (`KAFKA_…`).
+
+    Parameters
+    ----------
+    topics : str
+        Names of topics, or none and a pattern.
+    pattern : str
+        A regular expression that the whole name of a topic has to match; topics that come later are read too.
+    starting_offsets : str
+        Where a new checkpoint begins; Spark's own default, `latest`, would make a first run read nothing.
+    """
+
+    example: ClassVar[str] = 'KafkaTopics("orders")'
+
+    topics: tuple[str, ...]
+    pattern: str | None
+    starting_offsets: Literal["earliest", "latest"]
+
+    services: ClassVar[frozenset[Service]] = frozenset({"kafka"})
+
+    def __init__(
+        self,
+        *topics: str,
+        pattern: str | None = None,
+        starting_offsets: Literal["earliest", "latest"] = "earliest",
+    ) -> None:
+        if bool(topics) == (pattern is not None):
+            raise PlatformError("KafkaTopics: give either names of topics or a pattern")
+        object.__setattr__(self, "topics", topics)
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "starting_offsets", starting_offsets)
+
+    def _there(self, layout: Layout) -> dict[str, dict[int, Offsets]]:
+        """What the server has, by topic and partition."""
+        return offsets(KafkaConnection.of(layout), self.topics or None, self.pattern)
+
+    def committed(self, layout: Layout, stream: str) -> dict[str, dict[int, int]]:
+        """Offsets up to which the stream has read, by topic and partition; empty before its first micro-batch."""
+        last = last_committed(layout.checkpoint(stream, 1))
+        read = last.offsets[0] if last is not None and last.offsets[0] is not None else {}
+        return {topic: {int(p): offset for p, offset in of_topic.items()} for topic, of_topic in read.items()}
+
+    def pending(self, layout: Layout, stream: str) -> list[Leg]:
+        """One leg when a partition holds records beyond the checkpoint's offsets, or lacks some that were not read."""
+        committed = self.committed(layout, stream)
+        there = self._there(layout)
+        new = any(
+            held.high > committed.get(topic, {}).get(partition, held.low)
+            for topic, partitions in there.items()
+            for partition, held in partitions.items()
+        )
+        return [Leg(1)] if new or any(_gone(committed, there)) else []
+
+    def read_stream(
+        self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
+    ) -> DataFrame:
+        """The topics as a stream, at most `max_offsets_per_trigger` records a micro-batch.
+
+        Raises
+        ------
+        PlatformError
+            When records that were not read have expired and the run was not told to accept that.
+        """
+        expired, anew = _gone(self.committed(layout, stream), self._there(layout))
+        if anew:
+            raise PlatformError(
+                f"stream {stream!r}: {', '.join(anew)} was deleted or made anew, so its offsets begin again: delete "
+                f"{layout.checkpoints / stream} to read what is there now from its beginning"
+            )
+        if expired and settings.fail_on_data_loss:
+            told = ", ".join(f"{count} of {partition}" for partition, count in expired.items())
+            raise PlatformError(
+                f"stream {stream!r}: Kafka no longer has records that were not read ({told}): keep them longer "
+                "(the topic's retention.ms), and set fail_on_data_loss to false for one run to go on with what is there; "
+                "the loss is then counted"
+            )
+        reader = (
+            self._described(spark.readStream, KafkaConnection.of(layout))
+            .option("startingOffsets", self.starting_offsets)
+            .option("maxOffsetsPerTrigger", settings.max_offsets_per_trigger)
+            .option("failOnDataLoss", settings.fail_on_data_loss)
+        )
+        return reader.load()
+
+    def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
+        """All records that the topics hold now."""
+        return self._described(spark.read, KafkaConnection.of(layout)).load()
+
+    def _described(self, reader: Any, connection: KafkaConnection) -> Any:
+        reader = reader.format("kafka").options(**connection.spark_options()).option("includeHeaders", True)
+        if self.pattern is not None:
+            return reader.option("subscribePattern", self.pattern)
+        return reader.option("subscribe", ",".join(self.topics))
+
+    def lost(self, progress: Mapping[str, Any]) -> int:
+        """Offsets that a micro-batch passed over without a record; a topic that is compacted has such by itself."""
+        start, end = progress["startOffset"], progress["endOffset"]
+        if not start or not end:
+            return 0
+        passed = sum(
+            offset - start[topic][partition]
+            for topic, partitions in end.items()
+            for partition, offset in partitions.items()
+            if partition in start.get(topic, {})
+        )
+        new = any(p not in start.get(topic, {}) for topic, partitions in end.items() for p in partitions)
+        return 0 if new else max(passed - progress["numInputRows"], 0)
+
+    def remedy(self, error: str) -> str | None:
+        """Records that expired while the query ran."""
+        if "failOnDataLoss" in error or "data may have been lost" in error.lower() or "KAFKA_DATA_LOSS" in error:
+            return "set fail_on_data_loss to false for one run to go on with what is there: the loss is then counted"
+        return None
+
+
+def _gone(
+    committed: Mapping[str, Mapping[int, int]], there: Mapping[str, Mapping[int, Offsets]]
+) -> tuple[dict[str, int], list[str]]:
+    """What was not read and is not there any more: records by `topic/partition`, and partitions that were made anew."""
+    expired: dict[str, int] = {}
+    anew: list[str] = []
+    for topic, partitions in committed.items():
+        for partition, offset in partitions.items():
+            held = there.get(topic, {}).get(partition)
+            if held is None or held.high < offset:
+                anew.append(f"{topic}/{partition}")
+            elif held.low > offset:
+                expired[f"{topic}/{partition}"] = held.low - offset
+    return expired, anew
+
+
+@dataclass(frozen=True)
+class Rate(Source):
+    """Numbered rows, for demonstrations and load tests: `rows` each micro-batch.
+
+    Columns: `timestamp` (timestamp), `value` (bigint, from 0, each number once).
+    """
+
+    example: ClassVar[str] = "Rate(rows=1_000)"
+
+    rows: int = 1_000
+
+    def pending(self, layout: Layout, stream: str) -> list[Leg]:
+        """There is always one more micro-batch."""
+        return [Leg(1)]
 
     def read_stream(
         self,
         spark: SparkSession,
         layout: Layout,
         stream: str,
-        leg: Leg,  # noqa: ARG002
-        max_files: int,
+        leg: Leg,
+        settings: RunSettings,
     ) -> DataFrame:
-        """The table as a stream, at most `max_files` of its files a micro-batch."""
-        reader = spark.readStream.format("delta").option("maxFilesPerTrigger", max_files)
-        starting = self._state(layout, stream)["starting_version"]
-        if starting is not None:
-            reader = reader.option("startingVersion", starting)
-        # By path: the catalog of a new session knows no table yet.
-        return reader.load(str(layout.table(self.table)))
+        """`rows` rows each micro-batch; Spark's plain `rate` gives an availableNow run none."""
+        return spark.readStream.format("rate-micro-batch").option("rowsPerBatch", self.rows).load()
 
-    def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:  # noqa: ARG002
-        """The table as it stands."""
-        return spark.read.format("delta").load(str(layout.table(self.table)))
+    def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
+        """A rate has no end."""
+        raise PlatformError(f"stream {stream!r} reads a rate, which has no end: it has no batch twin")
+
+
+@dataclass(frozen=True)
+class Connector(Source):
+    """Whatever else Spark can read as a stream: a format and its options, or a Python data source.
+
+    Columns: the connector's own.
+    """
+
+    example: ClassVar[str] = 'Connector("socket", options={"host": "localhost", "port": "9999"})'
+
+    format: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    schema: str | None = None
+    """DDL, for a format that wants one."""
+    data_source: type[Any] | None = None
+    """A `pyspark.sql.datasource.DataSource` of that name, registered before it is read."""
+
+    def pending(self, layout: Layout, stream: str) -> list[Leg]:
+        """Only Spark can ask the connector, so each run does.
+
+        Twice after a crash: Spark's way to give a connector an end (most know none) then finishes the planned micro-batch alone.
+        """
+        return [Leg(1)] * (2 if has_unfinished(layout.checkpoint(stream, 1)) else 1)
+
+    def read_stream(
+        self,
+        spark: SparkSession,
+        layout: Layout,
+        stream: str,
+        leg: Leg,
+        settings: RunSettings,
+    ) -> DataFrame:
+        """The connector's stream; how much a micro-batch takes is one of its own options."""
+        return self._described(spark, spark.readStream).load()
+
+    def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
+        """The connector's batch."""
+        return self._described(spark, spark.read).load()
+
+    def _described(self, spark: SparkSession, reader: Any) -> Any:
+        if self.data_source is not None:
+            spark.dataSource.register(self.data_source)
+        reader = reader.format(self.format).options(**self.options)
+        return reader.schema(self.schema) if self.schema is not None else reader
+
+
+SOURCES: tuple[type[Source], ...] = (LandedFiles, DeltaTable, KafkaTopics, Rate, Connector)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -19,8 +19,9 @@ from invoice_platform.streaming.landing import Admission
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.session import spark_exceptions
-from invoice_platform.streaming.sinks import DeltaSink
-from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg
+from invoice_platform.streaming.settings import RunSettings
+from invoice_platform.streaming.sinks import ConnectorSink, Query, Service, Sink
+from invoice_platform.streaming.sources import LandedFiles, Leg, Source
 from invoice_platform.streaming.tables import Table, TableFacts, facts
 from invoice_platform.streaming.trigger import Trigger
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
-MAX_FILES_PER_TRIGGER = 1_000
 POLL_SECONDS = 0.1
 COLLECT_SECONDS = 1.0
 ADMIT_SECONDS = 0.5
@@ -40,44 +40,25 @@ class Stream:
     """Source → transform → sink, with a checkpoint of its own; declared once, run in every way."""
 
     name: str
-    source: LandedFiles | DeltaTable
+    source: Source
     transform: Callable[[DataFrame], DataFrame]
     """Pure: the same function makes a micro-batch and the batch twin."""
-    sink: DeltaSink
+    sink: Sink
 
     @property
-    def table(self) -> Table:
-        return self.sink.table
+    def table(self) -> Table | None:
+        """The Delta table that it keeps; None for one that only sends elsewhere."""
+        return self.sink.keeps
 
+    @property
+    def stateful(self) -> bool:
+        """Whether its result is made of all rows that ever came, through state in its checkpoint."""
+        return self.sink.output_mode != "append"
 
-@dataclass(frozen=True)
-class RunSettings:
-    """How a stream is run: the same three settings on every stream.
-
-    Raises
-    ------
-    PlatformError
-        When a number is not positive.
-    """
-
-    trigger: Trigger = field(default_factory=Trigger)
-    max_files_per_trigger: int = MAX_FILES_PER_TRIGGER
-    run_for_seconds: float | None = None
-    """When a continuous run ends; None: when it is cancelled."""
-
-    def __post_init__(self) -> None:
-        if self.max_files_per_trigger < 1:
-            raise PlatformError(
-                f"max_files_per_trigger={self.max_files_per_trigger}: give a number of files from 1 up "
-                f"(default {MAX_FILES_PER_TRIGGER})"
-            )
-        if self.run_for_seconds is not None and not self.trigger.continuous:
-            raise PlatformError(
-                f"run_for_seconds={self.run_for_seconds:g} with trigger={self.trigger.text!r}, which ends by itself: "
-                "give an interval such as '30 seconds', or leave run_for_seconds out"
-            )
-        if self.run_for_seconds is not None and self.run_for_seconds <= 0:
-            raise PlatformError(f"run_for_seconds={self.run_for_seconds}: give a time over 0, or leave it out")
+    @property
+    def services(self) -> frozenset[Service]:
+        """Servers that it needs beside the root's own folders."""
+        return self.sink.services | self.source.services
 
 
 @dataclass(frozen=True)
@@ -91,6 +72,8 @@ class MicroBatch:
     end_offset: Any
     milliseconds: dict[str, int]
     """By Spark's phase: latestOffset, queryPlanning, getBatch, walCommit, addBatch, commitOffsets, triggerExecution."""
+    lost: int = 0
+    """Records that the source no longer had (`fail_on_data_loss` is off)."""
 
 
 @dataclass
@@ -98,7 +81,6 @@ class RunSummary:
     """What one run of a stream did, or what it did since its last report."""
 
     stream: str
-    table: str
     trigger: str
     started_at: datetime
     before: TableFacts | None
@@ -121,6 +103,11 @@ class RunSummary:
         return sum(b.rows for b in self.batches)
 
     @property
+    def records_lost(self) -> int:
+        """Records that the source no longer had."""
+        return sum(b.lost for b in self.batches)
+
+    @property
     def seconds_by_phase(self) -> dict[str, float]:
         """Seconds of admission, of opening the session, and of each phase that Spark reports, over all micro-batches."""
         phases = {"admission": self.admission.seconds if self.admission else 0.0, "session": self.session_seconds}
@@ -135,6 +122,11 @@ def _ignore(*told: object) -> None:
     """Where nobody wants to be told."""
 
 
+def _never() -> bool:
+    """Where nobody tells a run to stop."""
+    return False
+
+
 OnBatch = Callable[[str, MicroBatch], None]
 OnReport = Callable[[RunSummary], None]
 OpenSession = Callable[[], "SparkSession"]
@@ -144,23 +136,29 @@ class _StreamRun:
     """One stream in one run: its query, and what it has done so far."""
 
     def __init__(
-        self, stream: Stream, layout: Layout, settings: RunSettings, spark: OpenSession, on_batch: OnBatch
+        self,
+        stream: Stream,
+        layout: Layout,
+        settings: RunSettings,
+        spark: OpenSession,
+        on_batch: OnBatch = _ignore,
+        told_to_stop: Callable[[], bool] = _never,
     ) -> None:
         self.stream = stream
         self.layout = layout
         self.settings = settings
         self._open_session = spark
         self._on_batch = on_batch
+        self._told_to_stop = told_to_stop
         self._query: StreamingQuery | None = None
         self._leg: Leg | None = None
         self._last_batch = -1
         self._collected = 0.0
         self._started = time.monotonic()
-        self.summary = self._new_summary(facts(layout.table(stream.table.name)))
+        self.summary = self._new_summary(table_facts(stream, layout))
 
     def _new_summary(self, before: TableFacts | None) -> RunSummary:
-        started_at = datetime.now(timezone.utc)
-        return RunSummary(self.stream.name, self.stream.table.name, self.settings.trigger.text, started_at, before)
+        return RunSummary(self.stream.name, self.settings.trigger.text, datetime.now(timezone.utc), before)
 
     def _spark(self) -> SparkSession:
         started = time.monotonic()
@@ -171,7 +169,7 @@ class _StreamRun:
     def report(self) -> RunSummary:
         """What was done since the last report."""
         done, now = self.summary, time.monotonic()
-        done.after = facts(self.layout.table(self.stream.table.name))
+        done.after = table_facts(self.stream, self.layout)
         done.seconds, self._started = now - self._started, now
         self.summary = self._new_summary(done.after)
         return done
@@ -187,30 +185,35 @@ class _StreamRun:
             self.summary.admission.add(admission)
         return admission
 
+    def _declare(self) -> None:
+        if self.stream.table is not None:
+            with self._told_apart():
+                self.stream.table.declare(self._spark(), self.layout)
+
     def _start(self, leg: Leg, trigger: Trigger) -> StreamingQuery:
-        spark, stream = self._spark(), self.stream
-        lines = stream.source.read_stream(spark, self.layout, stream.name, leg, self.settings.max_files_per_trigger)
+        stream, query = self.stream, Query(self.stream.name, leg.segment, self.layout, trigger)
+        stream.sink.check(query)
+        rows = stream.source.read_stream(self._spark(), self.layout, stream.name, leg, self.settings)
         self._leg, self._last_batch, self._collected = leg, -1, 0.0
-        checkpoint = self.layout.checkpoint(stream.name, leg.segment)
-        self._query = stream.sink.start(stream.transform(lines), checkpoint, trigger, stream.name)
+        self._query = stream.sink.start(stream.transform(rows), query)
         return self._query
 
     def drain(self, *, count_files: bool = True) -> None:
         """Work through all that is pending, leg by leg, and stop."""
         legs = self.stream.source.pending(self.layout, self.stream.name)
         if legs or self.summary.before is None:
-            with self._told_apart():
-                self.stream.table.declare(self._spark(), self.layout)
+            self._declare()
         for leg in legs:
             try:
                 with self._told_apart():
                     query = self._start(leg, Trigger())
                 while self.poll():
+                    self._told_to_stop()  # raises in a run that is cancelled; one that is asked to end finishes this
                     time.sleep(POLL_SECONDS)
                 with self._told_apart():
                     error = query.exception()
                 if error is not None:
-                    raise StreamFailed(self.stream.name, error, str(self.layout.spark_log)) from None
+                    raise self._failed(error) from None
             finally:
                 self.stop()
             self.stream.source.drained(self.layout, self.stream.name, leg)
@@ -221,8 +224,8 @@ class _StreamRun:
     def begin(self, *, count_files: bool = True) -> None:
         """Catch up, then start the query that stays."""
         self.drain(count_files=count_files)
+        self._declare()
         with self._told_apart():
-            self.stream.table.declare(self._spark(), self.layout)
             self._start(self.stream.source.current(self.layout, self.stream.name), self.settings.trigger)
 
     def keep_up(self) -> None:
@@ -252,8 +255,7 @@ class _StreamRun:
             if not active or time.monotonic() - self._collected >= COLLECT_SECONDS:
                 self._collect(query)
             if must_be_active and not active:
-                error = query.exception() or RuntimeError("the query was stopped from outside")
-                raise StreamFailed(self.stream.name, error, str(self.layout.spark_log))
+                raise self._failed(query.exception() or RuntimeError("the query was stopped from outside"))
         return active
 
     def _collect(self, query: StreamingQuery) -> None:
@@ -264,18 +266,24 @@ class _StreamRun:
             if progress["batchId"] <= self._last_batch or "addBatch" not in progress["durationMs"]:
                 continue
             self._last_batch = progress["batchId"]
-            source = progress["sources"][0]
+            sources = progress["sources"]
             assert self._leg is not None
             batch = MicroBatch(
                 number=progress["batchId"],
                 segment=self._leg.segment,
-                rows=sum(s["numInputRows"] for s in progress["sources"]),  # over Connect the sum is not given
-                start_offset=_offset(source["startOffset"]),
-                end_offset=_offset(source["endOffset"]),
+                rows=sum(s["numInputRows"] for s in sources),  # over Connect the sum is not given
+                start_offset=_offsets(sources, "startOffset"),
+                end_offset=_offsets(sources, "endOffset"),
                 milliseconds=dict(progress["durationMs"]),
+                lost=0 if self.settings.fail_on_data_loss else sum(self._lost(s) for s in sources),
             )
             self.summary.batches.append(batch)
             self._on_batch(self.stream.name, batch)
+
+    def _lost(self, progress: Mapping[str, Any]) -> int:
+        read = {k: progress[k] for k in ("numInputRows",)}
+        read |= {k: _offset(progress[k]) for k in ("startOffset", "endOffset")}
+        return self.stream.source.lost(read)
 
     def stop(self) -> None:
         """End the query, whatever happens, and take over what it still has to tell."""
@@ -295,7 +303,22 @@ class _StreamRun:
         try:
             yield
         except spark_exceptions() as error:
-            raise StreamFailed(self.stream.name, error, str(self.layout.spark_log)) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> StreamFailed:
+        remedy = self.stream.source.remedy(str(error))
+        return StreamFailed(self.stream.name, error, str(self.layout.spark_log), remedy)
+
+
+def table_facts(stream: Stream, layout: Layout) -> TableFacts | None:
+    """Facts of the table that a stream keeps; None without one."""
+    return facts(layout.table(stream.table.name)) if stream.table is not None else None
+
+
+def _offsets(sources: Sequence[Mapping[str, Any]], which: str) -> Any:
+    """The offset of a query's one source, or those of its several in their order."""
+    found = [_offset(source[which]) for source in sources]
+    return found[0] if len(found) == 1 else found
 
 
 def _offset(text: Any) -> Any:
@@ -316,7 +339,7 @@ def run_streams(
     on_batch: OnBatch = _ignore,
     on_report: OnReport = _ignore,
     report_seconds: float = REPORT_SECONDS,
-    told_to_stop: Callable[[], bool] = lambda: False,
+    told_to_stop: Callable[[], bool] = _never,
 ) -> list[RunSummary]:
     """Run streams, in the order in which each feeds the next, until all that is new is done or until told to end.
 
@@ -354,7 +377,7 @@ def run_streams(
         for stream in streams:
             held.enter_context(stream_lock(layout, stream.name, run))
             _refuse_half_rebuilt(stream, layout)
-        runs = [_StreamRun(stream, layout, settings, spark, on_batch) for stream in streams]
+        runs = [_StreamRun(stream, layout, settings, spark, on_batch, told_to_stop) for stream in streams]
         if settings.trigger.continuous:
             _run_until_told(runs, settings, on_report, report_seconds, told_to_stop)
         else:
@@ -422,10 +445,19 @@ def run_batch(stream: Stream, spark: OpenSession, layout: Layout) -> RunSummary:
     The caller holds the stream's lock and says what becomes of its checkpoint (see `rebuild`).
     """
     started = time.monotonic()
-    before = facts(layout.table(stream.table.name))
-    summary = RunSummary(stream.name, stream.table.name, "batch", datetime.now(timezone.utc), before)
+    summary = RunSummary(stream.name, "batch", datetime.now(timezone.utc), table_facts(stream, layout))
     session = spark()
-    stream.table.declare(session, layout)
-    stream.sink.overwrite(stream.transform(stream.source.read_batch(session, layout, stream.name)))
-    summary.after = facts(layout.table(stream.table.name))
+    if stream.table is not None:
+        stream.table.declare(session, layout)
+    stream.sink.overwrite(stream.transform(stream.source.read_batch(session, layout, stream.name)), layout)
+    summary.after = table_facts(stream, layout)
     return replace(summary, seconds=time.monotonic() - started)
+
+
+def rebuild_state(stream: Stream, spark: OpenSession, layout: Layout) -> None:
+    """Fill the state of a stream's checkpoint from all that its source holds, writing nothing: its table is as it should be.
+
+    In one micro-batch, because of several Spark would drop rows of the later ones that are behind the watermark of the first.
+    """
+    silent = replace(stream, sink=ConnectorSink("noop", output_mode=stream.sink.output_mode))
+    _StreamRun(silent, layout, RunSettings(max_files_per_trigger=2**31 - 1), spark).drain()

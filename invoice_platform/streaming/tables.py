@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,16 +44,22 @@ class Table:
     """Delta table properties, e.g. which columns get statistics."""
 
     def declare(self, spark: SparkSession, layout: Layout) -> None:
-        """Make the table if it is not there, and make it known by name in this session's catalog."""
-        columns = ", ".join(
-            f"{c.ddl}{' NOT NULL' if c.required else ''} COMMENT {_quoted(c.comment)}" for c in self.columns
-        )
-        properties = "".join(f", {_quoted(k)} = {_quoted(v)}" for k, v in self.properties.items())
+        """Make the table if it is not there, make it known by name in this session's catalog, add columns that it lacks."""
+        path = layout.table(self.name)
+        found = open_delta(path)
+        there = {f.name for f in found.schema().fields} if found is not None else set()
+        lacking = [c for c in self.columns if c.name not in there] if found is not None else []
+        columns = "" if lacking else f"({', '.join(_described(c) for c in self.columns)})"
+        comment = "" if lacking else f"COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
         spark.sql(
-            f"CREATE TABLE IF NOT EXISTS `{self.name}` ({columns}) USING delta "
-            f"LOCATION {_quoted(str(layout.table(self.name)))} COMMENT {_quoted(self.comment)} "
-            f"TBLPROPERTIES ('invoice_platform.declared' = 'true'{properties})"
+            f"CREATE TABLE IF NOT EXISTS `{self.name}` {columns} USING delta LOCATION {_quoted(str(path))} {comment}"
         )
+        if lacking:
+            spark.sql(f"ALTER TABLE `{self.name}` ADD COLUMNS ({', '.join(_described(c) for c in lacking)})")
+
+    def _properties(self) -> str:
+        properties = {"invoice_platform.declared": "true"} | self.properties
+        return ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class TableFacts:
     rows: int
     files: int
     bytes: int
+
+
+def _described(column: Column) -> str:
+    return f"{column.ddl}{' NOT NULL' if column.required else ''} COMMENT {_quoted(column.comment)}"
 
 
 def _quoted(text: str) -> str:
@@ -109,11 +120,13 @@ def open_delta(path: Path) -> DeltaTable | None:
     return DeltaTable(str(path)) if DeltaTable.is_deltatable(str(path)) else None
 
 
-def facts(path: Path) -> TableFacts | None:
-    """Version, rows, files and bytes of the Delta table at `path`; None where there is none."""
+def facts(path: Path, version: int | None = None) -> TableFacts | None:
+    """Version, rows, files and bytes of the Delta table at `path`, now or at a version; None where there is none."""
     table = open_delta(path)
     if table is None:
         return None
+    if version is not None:
+        table.load_as_version(version)
     actions = add_actions(table)
     return TableFacts(
         version=table.version(),
@@ -130,23 +143,34 @@ def add_actions(table: DeltaTable) -> dict[str, list[Any]]:
     return pa.table(table.get_add_actions(flatten=True)).to_pydict()
 
 
-def null_count(path: Path, column: str) -> int:
-    """How many rows of the table at `path` have no `column`, from the Delta log's statistics; 0 without a table."""
+def null_counts(path: Path, columns: Sequence[str]) -> dict[str, int]:
+    """How many rows of the table at `path` lack each of `columns`, from the Delta log's statistics; 0 without a table."""
     table = open_delta(path)
-    return sum(add_actions(table).get(f"null_count.{column}", [])) if table is not None else 0
+    actions = add_actions(table) if table is not None else {}
+    return {column: sum(actions.get(f"null_count.{column}", [])) for column in columns}
 
 
 def preview(path: Path, rows: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
     """A few rows of the Delta table at `path`, in no particular order."""
+    return _query(path, f"SELECT * FROM t LIMIT {rows}")
+
+
+def sum_column(path: Path, column: str) -> int:
+    """The sum of a column of whole numbers of the Delta table at `path`; 0 without a table or rows."""
+    found = _query(path, f'SELECT sum("{column}") AS total FROM t')
+    return (found[0]["total"] or 0) if found else 0
+
+
+def _query(path: Path, sql: str) -> list[dict[str, Any]]:
+    """Rows of a query over the Delta table `t` at `path`; none without a table."""
     table = open_delta(path)
     if table is None:
         return []
     import pyarrow as pa
     from deltalake import QueryBuilder
 
-    # DataFusion inside delta-rs stops at the limit; to_pyarrow_dataset().head() aborts the process at exit.
-    result = QueryBuilder().register("t", table).execute(f"SELECT * FROM t LIMIT {rows}")
-    return pa.table(result).to_pylist()
+    # DataFusion inside delta-rs stops at a limit; to_pyarrow_dataset().head() aborts the process at exit.
+    return pa.table(QueryBuilder().register("t", table).execute(sql)).to_pylist()
 
 
 def latest_version(path: Path) -> int:
