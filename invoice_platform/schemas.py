@@ -59,7 +59,6 @@ LANDED_INVOICE: tuple[Column, ...] = (
 )
 """One JSON document a line, UTF-8. `required` columns are checked on every record."""
 
-# Delta refuses a declaration whose comments are not those of the table that is there, so these two go on naming files alone.
 SOURCE_FILE = Column("source_file", "string", "Accepted file it came in, as <segment>/<file> under accepted/<stream>")
 INGESTED_AT = Column("ingested_at", "timestamp", "When that file was admitted (UTC); the same after a rebuild")
 ANY_SOURCE = Column(
@@ -126,16 +125,16 @@ INVOICE_LINE_ITEMS = Table(
         Column("item_price", MONEY, "Price of one piece, in rupees"),
         Column("item_qty", "int", "Pieces sold"),
         Column("total_value", MONEY, "Price times pieces, in rupees, as the producer computed it"),
-        SOURCE_FILE,
-        INGESTED_AT,
+        ANY_SOURCE,
+        ANY_INGESTED_AT,
     ),
     "Silver: one row per line item of every valid landed record.",
 )
 
 QUARANTINED_INVOICES = Table(
     "quarantined_invoices",
-    # What came after version 0.1.0 stands last, where Delta adds it to a table that is there.
-    (RAW, SOURCE_FILE, Column("reason", "string", "Why the record was not valid"), INGESTED_AT, *KAFKA_PLACE),
+    # New columns stand last, where Delta adds them to a table that is there.
+    (RAW, ANY_SOURCE, Column("reason", "string", "Why the record was not valid"), ANY_INGESTED_AT, *KAFKA_PLACE),
     "One row per landed record or Kafka message that is not a valid invoice.",
     {"delta.dataSkippingStatsColumns": "reason,source_file,ingested_at"},
 )

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 _CORRUPT = "_corrupt"
+# One time in the year 9999 would close every window of the sums by event time, for good.
+OLDEST_MS = 946_684_800_000
+AHEAD_MS = 86_400_000
 _BLANK = r"\A\s*\z"
 
 REWARD_SHARE = "0.02"
@@ -31,7 +34,7 @@ WINDOWS_OF_AN_ITEM = 4
 
 
 def _reason(text: str, record: str) -> Column:
-    """Why a text is not a valid invoice, or null; the first that holds wins."""
+    """Why a text is not a valid invoice, or null; the first that holds wins. Looks at the column `ingested_at`, too."""
     from pyspark.sql import functions as F
 
     missing = [f"IF({record}.{c.name} IS NULL, '{c.name}', NULL)" for c in LANDED_INVOICE if c.required]
@@ -45,6 +48,8 @@ def _reason(text: str, record: str) -> Column:
           WHEN NOT {one_document(text)} THEN 'more than one JSON document, or text after it, on the line'
           WHEN concat_ws(', ', {", ".join(missing)}) <> ''
             THEN concat('missing: ', concat_ws(', ', {", ".join(missing)}))
+          WHEN {record}.CreatedTime NOT BETWEEN {OLDEST_MS} AND unix_millis(ingested_at) + {AHEAD_MS}
+            THEN 'CreatedTime is before 2000 or a day and more after the record came: not milliseconds since 1970'
           WHEN size({record}.InvoiceLineItems) = 0 THEN 'no line items'
           WHEN exists({record}.InvoiceLineItems, item -> item IS NULL OR {item})
             THEN 'a line item lacks one of {named}'

@@ -352,8 +352,13 @@ def create_topic(
     asked = _Asked(connection, timeout_seconds)
     new = NewTopic(topic, num_partitions=partitions)
     made = asked.client.create_topics([new], operation_timeout=asked.left(), request_timeout=asked.left())
-    there = asked.results(made, f"topic {topic!r} cannot be made", passed_over=KafkaError.TOPIC_ALREADY_EXISTS)
-    return topic in there
+    if not asked.results(made, f"topic {topic!r} cannot be made", passed_over=KafkaError.TOPIC_ALREADY_EXISTS):
+        return False
+    while not asked.found([topic]):  # the controller has made it, and the brokers hear of it a moment later
+        if time.monotonic() > asked.deadline:
+            raise asked.silence()
+        time.sleep(0.05)
+    return True
 
 
 class _NoLeaderYet(PlatformError):
@@ -462,6 +467,13 @@ class _Asked:
             raise PlatformError(f"the topic pattern {pattern!r} is no regular expression ({error})") from None
         return [name for name in self.names() if wanted.fullmatch(name)]
 
+    def found(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of the topics that are there, by name."""
+        from confluent_kafka import KafkaError, TopicCollection
+
+        asked = self.client.describe_topics(TopicCollection(list(names)), request_timeout=self.left())
+        return self.results(asked, "topics cannot be read", passed_over=KafkaError.UNKNOWN_TOPIC_OR_PART)
+
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
         """Topics by name.
 
@@ -470,12 +482,7 @@ class _Asked:
         PlatformError
             When one is not there.
         """
-        from confluent_kafka import KafkaError, TopicCollection
-
-        if not names:
-            return {}
-        asked = self.client.describe_topics(TopicCollection(list(names)), request_timeout=self.left())
-        found = self.results(asked, "topics cannot be read", passed_over=KafkaError.UNKNOWN_TOPIC_OR_PART)
+        found = self.found(names) if names else {}
         if missing := [name for name in names if name not in found]:
             listed = ", ".join(repr(name) for name in missing)
             raise PlatformError(

@@ -66,6 +66,11 @@ def spark_settings(layout: Layout) -> dict[str, str]:
         # Default 4 MiB: 10,000 small files become 313 tasks and 313 output files.
         "spark.sql.files.openCostInBytes": str(64 * 1024),
         "spark.sql.streaming.stopTimeout": "10s",
+        # State on disk: by default it is all in memory, about 400 bytes for every invoice number that ever came.
+        "spark.sql.streaming.stateStore.providerClass": (
+            "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
+        ),
+        "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
         "spark.sql.streaming.metricsEnabled": "false",
         ROOT_SETTING: str(layout.root),
     }

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from invoice_platform.streaming.trigger import Trigger
 
+_NO_DATA = "spark.sql.streaming.noDataMicroBatches.enabled"
 OutputMode = Literal["append", "update", "complete"]
 
 
@@ -97,10 +98,10 @@ class Sink(ABC):
 
     def start(self, rows: DataFrame, query: Query) -> StreamingQuery:
         """Start the query; its owner waits for it and stops it."""
-        self.check(query)
+        spark = rows.sparkSession
         # Makes the session the active one of this JVM thread, without which Delta's sink fails in any thread but
         # the one that opened the session (DELTA_INVALID_V1_TABLE_CALL).
-        rows.sparkSession.createDataFrame([], "nothing int")
+        spark.createDataFrame([], "nothing int")
         writer = (
             self.writer(rows, query)
             .queryName(query.stream)
@@ -108,7 +109,13 @@ class Sink(ABC):
             .option("checkpointLocation", str(query.checkpoint))
             .trigger(**query.trigger.arguments)
         )
-        return writer.start()
+        # In update mode a micro-batch without rows gives none: it only clears state, which the next one does as well.
+        before = spark.conf.get(_NO_DATA, "true") or "true"
+        spark.conf.set(_NO_DATA, "false" if self.output_mode == "update" else before)
+        try:
+            return writer.start()
+        finally:
+            spark.conf.set(_NO_DATA, before)
 
     def write(self, batch: DataFrame, number: int, query: Query) -> None:
         """Write one micro-batch; called again with the same number after a crash."""

@@ -192,7 +192,7 @@ class _StreamRun:
 
     def _start(self, leg: Leg, trigger: Trigger) -> StreamingQuery:
         stream, query = self.stream, Query(self.stream.name, leg.segment, self.layout, trigger)
-        stream.sink.check(query)
+        stream.sink.check(query)  # before anything is asked of Spark
         rows = stream.source.read_stream(self._spark(), self.layout, stream.name, leg, self.settings)
         self._leg, self._last_batch, self._collected = leg, -1, 0.0
         self._query = stream.sink.start(stream.transform(rows), query)

@@ -45,17 +45,18 @@ class Table:
 
     def declare(self, spark: SparkSession, layout: Layout) -> None:
         """Make the table if it is not there, make it known by name in this session's catalog, add columns that it lacks."""
-        path = layout.table(self.name)
-        found = open_delta(path)
-        there = {f.name for f in found.schema().fields} if found is not None else set()
-        lacking = [c for c in self.columns if c.name not in there] if found is not None else []
-        columns = "" if lacking else f"({', '.join(_described(c) for c in self.columns)})"
-        comment = "" if lacking else f"COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
-        spark.sql(
-            f"CREATE TABLE IF NOT EXISTS `{self.name}` {columns} USING delta LOCATION {_quoted(str(path))} {comment}"
-        )
-        if lacking:
-            spark.sql(f"ALTER TABLE `{self.name}` ADD COLUMNS ({', '.join(_described(c) for c in lacking)})")
+        location = f"USING delta LOCATION {_quoted(str(layout.table(self.name)))}"
+        found = open_delta(layout.table(self.name))
+        if found is None:
+            columns = ", ".join(_described(c) for c in self.columns)
+            declared = f"({columns}) {location} COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
+            spark.sql(f"CREATE TABLE IF NOT EXISTS `{self.name}` {declared}")
+            return
+        # Without columns: a comment that differs from what the table was made with would be refused.
+        spark.sql(f"CREATE TABLE IF NOT EXISTS `{self.name}` {location}")
+        there = {field.name for field in found.schema().fields}
+        if lacking := [_described(c) for c in self.columns if c.name not in there]:
+            spark.sql(f"ALTER TABLE `{self.name}` ADD COLUMNS ({', '.join(lacking)})")
 
     def _properties(self) -> str:
         properties = {"invoice_platform.declared": "true"} | self.properties
