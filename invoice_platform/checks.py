@@ -254,7 +254,7 @@ def _warning(name: str, asset: str, passed: bool, description: str, metadata: di
 def kafka_check(spark: SparkResource, lakehouse: Lakehouse) -> dg.AssetCheckResult:
     """Rows, repeats and gaps of what came since the check last passed."""
     layout = lakehouse.layout
-    state = layout.checkpoints / "kafka_checked.json"
+    state = layout.checkpoints / "kafka_invoices" / "checked.json"  # who deletes the checkpoint deletes it, too
     before = {"version": -1, "through": START_OF_TIME, "offsets": {}, "rows": 0, "repeated": 0, "without_record": 0}
     checked = before | read_state(state)
     found = facts(layout.table("kafka_invoices")) or NO_ROWS

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_SAYS_NOTHING = ("Exception thrown in awaitResult", "Job aborted")
+
 
 class PlatformError(Exception):
     """Something a person can mend: the message is one line and names the setting and the remedy."""
@@ -52,8 +56,17 @@ class StreamFailed(PlatformError):
 
 
 def first_line(error: BaseException, limit: int = 500) -> str:
-    """The first line that says something of an error's text, at most `limit` characters, without a stack trace."""
-    for line in str(error).splitlines():
+    """The line that says most in an error's text, at most `limit` characters, without a stack trace.
+
+    That is what the platform itself said in a Python process of Spark's, else what the innermost cause said where the text
+    names causes and begins with none, else the first line.
+    """
+    text = str(error)
+    if ours := re.findall(r"^.*?invoice_platform\.errors\.\w+: (.+)$", text, re.MULTILINE):
+        return ours[-1].strip()[:limit]
+    if text.lstrip().startswith(_SAYS_NOTHING) and (cause := getattr(error, "cause", None)) is not None:
+        return first_line(cause, limit)
+    for line in text.splitlines():
         if line.strip():
             return line.strip()[:limit]
     return type(error).__name__

@@ -31,32 +31,39 @@ from invoice_platform.streaming.tables import declare_existing, facts
 
 ONE_PROCESS = dg.in_process_executor
 
-FROM_FILES = [s for s in downstream(INVOICES_STREAM) if not s.services]
-"""What a landed file goes through with the root's own folders alone."""
-FROM_KAFKA = downstream(KAFKA_INVOICES_STREAM)
+
+def from_files() -> list[Stream]:
+    """What a landed file goes through with the root's own folders alone."""
+    return [stream for stream in downstream(INVOICES_STREAM) if not stream.services]
 
 
-def _assets(streams: Sequence[Stream]) -> dg.AssetSelection:
-    return dg.AssetSelection.assets(*(s.name for s in streams)) - dg.AssetSelection.checks(gold_audit)
+def from_kafka() -> list[Stream]:
+    """What a record of the topic goes through."""
+    return downstream(KAFKA_INVOICES_STREAM)
 
+
+# Resolved when all assets are known, those of other modules too; an audit takes as long as the history is.
+_AUDIT = dg.AssetSelection.checks(gold_audit)
+_FROM_FILES = dg.AssetSelection.assets("invoices").downstream() - dg.AssetSelection.kind("kafka") - _AUDIT
+_FROM_KAFKA = dg.AssetSelection.assets("kafka_invoices").downstream() - _AUDIT
 
 ingest_invoices = dg.define_asset_job(
     "ingest_invoices",
-    selection=_assets(FROM_FILES),
+    selection=_FROM_FILES,
     executor_def=ONE_PROCESS,
     description="Admits what has landed, streams it into invoices, then into everything fed by it, and checks the result.",
 )
 
 ingest_kafka_invoices = dg.define_asset_job(
     "ingest_kafka_invoices",
-    selection=_assets(FROM_KAFKA),
+    selection=_FROM_KAFKA,
     executor_def=ONE_PROCESS,
     description="Streams what is new in the topic into kafka_invoices, then into everything fed by it, and checks the result.",
 )
 
 audit_tables = dg.define_asset_job(
     "audit_tables",
-    selection=dg.AssetSelection.checks(gold_audit),
+    selection=_AUDIT,
     executor_def=ONE_PROCESS,
     description="Holds the tables people ask for against plain SQL over everything that ever came.",
 )
@@ -93,7 +100,7 @@ class ContinuousConfig(StreamConfig):
             For a name that is none of theirs.
         """
         kafka = KafkaConnection.configured(layout)
-        every = downstream(INVOICES_STREAM, KAFKA_INVOICES_STREAM) if kafka else FROM_FILES
+        every = downstream(INVOICES_STREAM, KAFKA_INVOICES_STREAM) if kafka else from_files()
         if unknown := sorted(set(self.streams) - {s.name for s in every}):
             needs = "" if kafka else " (those that need Kafka are there when KAFKA_BOOTSTRAP_SERVERS is set)"
             raise PlatformError(

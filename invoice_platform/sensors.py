@@ -10,7 +10,7 @@ import dagster as dg
 
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError
-from invoice_platform.jobs import FROM_FILES, FROM_KAFKA, count_words, ingest_invoices, ingest_kafka_invoices
+from invoice_platform.jobs import count_words, from_files, from_kafka, ingest_invoices, ingest_kafka_invoices
 from invoice_platform.resources import Lakehouse, LandingZone
 from invoice_platform.streaming.kafka import KafkaConnection
 from invoice_platform.streaming.landing import being_written
@@ -126,7 +126,7 @@ def _backoff(instance: dg.DagsterInstance, job: str) -> float:
 @dg.sensor(job=ingest_invoices, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_invoices_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for ingest_invoices when files wait in landing/invoices; a continuous run admits files itself."""
-    return ring_for_files(context, landing, FROM_FILES, INGESTING)
+    return ring_for_files(context, landing, from_files(), INGESTING)
 
 
 @dg.sensor(
@@ -137,7 +137,7 @@ def kafka_invoices_sensor(context: dg.SensorEvaluationContext, lakehouse: Lakeho
     layout = lakehouse.layout
     if not KafkaConnection.configured(layout):
         return _skip("no Kafka: set KAFKA_BOOTSTRAP_SERVERS, or start one with `invoice-platform kafka`")
-    return ring_for_tables(context, FROM_KAFKA, ("ingest_kafka_invoices", "stream_invoices"), layout)
+    return ring_for_tables(context, from_kafka(), ("ingest_kafka_invoices", "stream_invoices"), layout)
 
 
 @dg.sensor(job=count_words, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)

@@ -172,12 +172,9 @@ def quarantine_invoices(invoices: DataFrame) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
-    no_place = {c.name: F.lit(None).cast(c.type) for c in KAFKA_PLACE if c.name not in invoices.columns}
-    return (
-        invoices.where("reason IS NOT NULL")
-        .withColumns(no_place)
-        .select("raw", "source_file", "reason", "ingested_at", *(c.name for c in KAFKA_PLACE))
-    )
+    there = invoices.columns
+    place = (F.col(c.name) if c.name in there else F.lit(None).cast(c.type).alias(c.name) for c in KAFKA_PLACE)
+    return invoices.where("reason IS NOT NULL").select("raw", "source_file", "reason", "ingested_at", *place)
 
 
 def _with_a_card(invoices: DataFrame) -> DataFrame:

@@ -19,6 +19,7 @@ from pyspark.sql.datasource import DataSource, SimpleDataSourceStreamReader
 
 from invoice_platform.errors import PlatformError, StreamFailed
 from invoice_platform.streaming.peek import peek
+from invoice_platform.streaming.rebuild import rebuild
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sinks import (
     ConnectorSink,
@@ -167,7 +168,7 @@ def ids_of_table(platform: Platform) -> list[str]:
 
 
 def ids_of_files(place: Place) -> list[str]:
-    folder = place.platform.layout.exports / "numbers"
+    folder = place.platform.layout.exports / "numbers" / "000001"
     return [row[0] for row in place.platform.spark.read.parquet(str(folder)).select("id").collect()]
 
 
@@ -426,7 +427,7 @@ def test_rows_deleted_or_changed_upstream_stop_the_stream_with_the_remedy(platfo
         platform.spark.sql(change.format(f"delta.`{path}`"))
     put_delta(platform, [3])
     for _ in range(2):
-        with pytest.raises(StreamFailed, match=r"stream reads only what is added: run the rebuild job") as failed:
+        with pytest.raises(StreamFailed, match=r"a stream reads only what is added: run the rebuild job") as failed:
             run(platform, stream)
         assert "\n" not in str(failed.value)
     assert sorted(ids_of_table(platform)) == ["n1", "n2"], "nothing is taken in silence"
@@ -465,18 +466,79 @@ def test_a_new_checkpoint_under_an_old_application_id_is_refused(platform: Platf
     shutil.rmtree(platform.layout.checkpoints / "numbers")
     put_delta(platform, [3])
     with pytest.raises(
-        PlatformError, match=r"is new, but table numbers holds micro-batches 0 to 1 .*Put the checkpoint back"
+        PlatformError, match=r"is new, but table numbers was written by an earlier one .*Put the checkpoint back"
     ):
         run(platform, stream)
+
+
+def test_one_of_several_sinks_is_not_left_out_under_a_new_checkpoint(platform: Platform) -> None:
+    base = upstream(platform, [1], [2])
+    stream = Stream("numbers", base.source, base.transform, Several(DeltaSink(NUMBERS), ConnectorSink("noop")))
+    run(platform, stream)
+    shutil.rmtree(platform.layout.checkpoints / "numbers")
+    with pytest.raises(PlatformError, match="is new, but table numbers was written by an earlier one"):
+        run(platform, stream)
+
+
+def test_files_are_written_from_one_segment_after_the_other(platform: Platform) -> None:
+    platform.layout.landing("numbers").mkdir()
+    stream = Stream(
+        "numbers",
+        LandedFiles("numbers", "json", COLUMNS, segment_files=1),
+        lambda rows: rows.select("id", "value"),
+        FileSink("parquet"),
+    )
+    for n in range(3):
+        put_json(platform, [n])
+        run(platform, stream)
+    found = platform.spark.read.parquet(str(platform.layout.exports / "numbers" / "*"))
+    assert sorted(row["id"] for row in found.collect()) == ["n0", "n1", "n2"]
+
+
+def test_what_a_persons_code_says_is_what_the_run_says(platform: Platform) -> None:
+    class Refuses:
+        def process(self, row: Any) -> None:  # noqa: ARG002
+            raise PlatformError("the till is closed: open it")
+
+    base = upstream(platform, [1])
+    for sink in (ForeachSink(Refuses()), Several(ForeachSink(Refuses()), DeltaSink(NUMBERS))):
+        stream = Stream("numbers", base.source, base.transform, sink)
+        with pytest.raises(StreamFailed, match=r"^stream 'numbers' failed: the till is closed: open it \(full"):
+            run(platform, stream)
+
+
+def test_a_rebuild_waits_for_what_has_yet_to_be_sent_and_then_the_stream_goes_on(platform: Platform) -> None:
+    first = Stream(
+        "numbers",
+        LandedFiles("numbers", "json", COLUMNS),
+        lambda rows: rows.select("id", "value"),
+        DeltaSink(NUMBERS),
+    )
+    sent = Stream("sent", DeltaTable(NUMBERS), lambda rows: rows, FileSink("json"))
+    platform.layout.landing("numbers").mkdir()
+    put_json(platform, [1])
+    for stream in (first, sent):
+        run(platform, stream)
+    put_json(platform, [2])
+    run(platform, first)
+    with pytest.raises(PlatformError, match="stream 'sent' has yet to send what came last"):
+        rebuild([first, sent], platform.open, platform.layout, run="test")
+    run(platform, sent)
+    rebuild([first, sent], platform.open, platform.layout, run="test")
+    put_json(platform, [3])
+    for stream in (first, sent):
+        run(platform, stream)
+    found = platform.spark.read.json(str(platform.layout.exports / "sent" / "*"))
+    assert sorted(row["id"] for row in found.collect()) == ["n1", "n2", "n3"], "each is sent once"
 
 
 def test_a_new_checkpoint_on_an_old_folder_of_files_is_refused(platform: Platform) -> None:
     base = upstream(platform, [1])
     stream = Stream("numbers", base.source, base.transform, FileSink("json", partition_by=("id",)))
     run(platform, stream)
-    assert (platform.layout.exports / "numbers" / "id=n1").is_dir()
+    assert (platform.layout.exports / "numbers" / "000001" / "id=n1").is_dir()
     shutil.rmtree(platform.layout.checkpoints / "numbers")
-    with pytest.raises(PlatformError, match=r"_spark_metadata is of an earlier one: .*move the folder away"):
+    with pytest.raises(PlatformError, match=r"exports/numbers/000001 is of an earlier one: .*move the folder away"):
         run(platform, stream)
 
 
@@ -510,6 +572,10 @@ def test_of_several_rows_of_a_key_the_newest_is_kept_whenever_it_comes(platform:
         (
             lambda: Several(DeltaSink(NUMBERS), DeltaUpsert(NUMBERS, ("id",))),
             "have one output mode, not append, update",
+        ),
+        (
+            lambda: Stream("numbers", LandedFiles("numbers"), lambda rows: rows, DeltaUpsert(NUMBERS, ("id",))),
+            "keeps state in its checkpoint, and a segment has one of its own",
         ),
         (lambda: KafkaTopics(), "give either names of topics or a pattern"),
         (lambda: KafkaTopics("a", pattern="b"), "give either names of topics or a pattern"),

@@ -13,7 +13,7 @@ import pytest
 
 from invoice_platform import sensors
 from invoice_platform.definitions import defs
-from invoice_platform.jobs import FROM_FILES
+from invoice_platform.jobs import from_files
 from invoice_platform.resources import Lakehouse, LandingZone
 from invoice_platform.schedules import hourly_ingest
 from invoice_platform.streaming.landing import LandingFolder
@@ -134,7 +134,7 @@ def test_a_table_that_a_failed_run_left_behind_rings_too(bell: Bell) -> None:
     log.mkdir(parents=True)
     (log / f"{0:020d}.json").touch()
     (log / f"{1:020d}.json").touch()
-    for stream in FROM_FILES[1:]:
+    for stream in from_files()[1:]:
         stream.source.drained(bell.layout, stream.name, Leg(segment=1, through={"invoices": 1}))
     assert bell.says() == "nothing new"
     (log / f"{2:020d}.json").touch()

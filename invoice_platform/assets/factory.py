@@ -17,6 +17,8 @@ from invoice_platform.streaming.stream import MicroBatch, RunSummary, Stream, ru
 from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
 
 LOOK_SECONDS = 2.0
+PRIORITIES = {"bronze": 2, "silver": 1}
+"""Of the groups within a run; the others come after them."""
 
 
 class StreamConfig(dg.Config):
@@ -151,6 +153,8 @@ def stream_asset(stream: Stream, *, group: str, deps: Iterable[str] = ()) -> dg.
         deps=[*fed_by(stream), *deps],
         kinds={"spark", *(["delta"] if table else []), *stream.services},
         pool=checkpoint_pool(stream.name),
+        # Within a run, what others wait for comes first.
+        op_tags={"dagster/priority": str(PRIORITIES.get(group, 0))},
         metadata={"dagster/table_name": table.name, "dagster/column_schema": table_schema(table)} if table else None,
     )
     def materialize(

@@ -28,7 +28,8 @@ def peek(
 ) -> Iterator[DataFrame | None]:
     """What a stream makes of the first that its source has, one file a micro-batch, until there are `rows` rows or no more.
 
-    Its own sink, tables, checkpoint and landing are left alone; of landed files it sees those admitted already.
+    Its own sink, table, checkpoint and landing are left alone; of landed files it sees those admitted already, and a declared
+    table that it reads is made, empty, where it is not there.
 
     Parameters
     ----------

@@ -26,19 +26,30 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
     Afterwards the streams go on: files accepted before the rebuild are in the tables and are not read again, files
     accepted later go into a new segment, and a stream fed by a rebuilt table starts after the rebuild.
 
-    A stream that has never run is left to its first run, which takes its source as it then is.
+    What was sent elsewhere (Kafka, Postgres, files) is not sent again. A stream that has never run is left to its first run,
+    which takes its source as it then is.
 
     Raises
     ------
     StreamLocked
-        When a run holds one of the checkpoints.
+        When a run holds one of the checkpoints, or writes a table that is read.
     PlatformError
-        When nothing was ever accepted.
+        When nothing was ever accepted, or a stream has yet to send elsewhere what came last.
     """
-    streams = [s for s in streams if isinstance(s.source, LandedFiles) or table_facts(s, layout) is not None]
+    streams = [s for s in streams if isinstance(s.source, LandedFiles) or _has_run(s, layout)]
+    # A table that is read has the name of the stream that writes it.
+    names = {s.name for s in streams} | {
+        name for s in streams if isinstance(s.source, DeltaTable) for name in s.source.names
+    }
     with ExitStack() as held:
+        for name in sorted(names):
+            held.enter_context(stream_lock(layout, name, run))
         for stream in streams:
-            held.enter_context(stream_lock(layout, stream.name, run))
+            if stream.sends and stream.source.pending(layout, stream.name):
+                raise PlatformError(
+                    f"stream {stream.name!r} has yet to send what came last, and a rebuild would pass over it: run its job first "
+                    "(for Kafka `invoice-platform run ingest_kafka_invoices`)"
+                )
         landed: dict[str, Ledger] = {}
         for stream in streams:
             if isinstance(stream.source, LandedFiles):
@@ -54,13 +65,18 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
         layout.checked.unlink(missing_ok=True)  # every row is a new one
         through = {name: ledger.close_all() for name, ledger in landed.items()}
         with spark_errors("the rebuild failed; the streams of its tables wait until it is run again", layout):
-            summaries = [run_batch(stream, spark, layout) for stream in streams]
+            summaries = [run_batch(stream, spark, layout) for stream in streams if stream.table is not None]
             _restart(streams, spark, layout)
         for name, ledger in landed.items():
             ledger.all_drained(through[name])
         for stream in streams:
             layout.rebuild_note(stream.name).unlink()
     return summaries
+
+
+def _has_run(stream: Stream, layout: Layout) -> bool:
+    checkpoints = layout.checkpoints / stream.name
+    return table_facts(stream, layout) is not None or any(p.name.isdigit() for p in checkpoints.glob("*"))
 
 
 def _restart(streams: Sequence[Stream], spark: OpenSession, layout: Layout) -> None:

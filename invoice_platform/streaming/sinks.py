@@ -28,6 +28,7 @@ from invoice_platform.streaming.tables import Table, open_delta
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+    from pyspark.sql.readwriter import DataFrameWriter
     from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.streaming.readwriter import DataStreamWriter
 
@@ -45,6 +46,22 @@ class Query:
     segment: int
     layout: Layout
     trigger: Trigger
+    kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Spark's options of the Kafka connection, for a sink that needs it."""
+    postgres: PostgresConnection | None = field(default=None, repr=False)
+    """The Postgres connection, for a sink that needs it."""
+
+    @classmethod
+    def of(cls, stream: str, segment: int, layout: Layout, trigger: Trigger, services: frozenset[Service]) -> Query:
+        """With the connections as this process's environment names them: over Connect `write` runs in the server's."""
+        return cls(
+            stream,
+            segment,
+            layout,
+            trigger,
+            KafkaConnection.of(layout).spark_options() if "kafka" in services else {},
+            PostgresConnection.from_environment() if "postgres" in services else None,
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -77,6 +94,11 @@ class Sink(ABC):
     def keeps(self) -> Table | None:
         """The Delta table that it keeps, if it keeps one."""
         return None
+
+    @property
+    def sends(self) -> bool:
+        """Whether it writes elsewhere than into a table that it keeps."""
+        return self.keeps is None
 
     @property
     def services(self) -> frozenset[Service]:
@@ -144,35 +166,44 @@ class DeltaSink(Sink):
         """The table."""
         return self.table
 
+    def check(self, query: Query) -> None:
+        """As one of several sinks it numbers its micro-batches; see `_refuse_old_application`."""
+        _refuse_old_application(self.table, query)
+
     def writer(self, rows: DataFrame, query: Query) -> DataStreamWriter:
         """Delta's own sink; by path, because the catalog need not know the table."""
         return rows.writeStream.format("delta").option("path", str(query.layout.table(self.table.name)))
 
     def write(self, batch: DataFrame, number: int, query: Query) -> None:
         """Add a micro-batch, unless the table has it already."""
-        if _passed_over(batch, number, query, self.table):
+        if (written := _last_written(self.table, query)) is not None and written >= number:
+            # Computed and thrown away: the state of a stream with one (`dropDuplicates`) is made on the way, and without
+            # it the micro-batch fails (STATE_STORE_COMMIT_VALIDATION_FAILED).
+            batch.write.format("noop").mode("overwrite").save()
             return
-        (
-            batch.write.format("delta")
-            .mode("append" if self.output_mode == "append" else "overwrite")
-            .option("txnAppId", query.application_id)
-            .option("txnVersion", number)
-            .save(str(query.layout.table(self.table.name)))
-        )
+        mode = "append" if self.output_mode == "append" else "overwrite"
+        _numbered(batch.write.mode(mode), number, query).save(str(query.layout.table(self.table.name)))
 
 
-def _passed_over(batch: DataFrame, number: int, query: Query, table: Table) -> bool:
-    """Whether a table has a micro-batch already, which is then computed and thrown away.
+def _numbered(writer: DataFrameWriter, number: int, query: Query) -> DataFrameWriter:
+    """A Delta writer whose commit says which micro-batch of which checkpoint it is."""
+    return writer.format("delta").option("txnAppId", query.application_id).option("txnVersion", number)
 
-    Computed, because the state of a stream with one (`dropDuplicates`, sums) is made on the way; a micro-batch that nobody
-    computes fails with STATE_STORE_COMMIT_VALIDATION_FAILED.
-    """
+
+def _last_written(table: Table, query: Query) -> int | None:
+    """The number of the last micro-batch that this checkpoint said it wrote into a table."""
     found = open_delta(query.layout.table(table.name))
-    written = found.transaction_version(query.application_id) if found is not None else None
-    if written is None or written < number:
-        return False
-    batch.write.format("noop").mode("overwrite").save()
-    return True
+    return found.transaction_version(query.application_id) if found is not None else None
+
+
+def _refuse_old_application(table: Table, query: Query) -> None:
+    """A new checkpoint numbers its micro-batches from 0: Delta would drop those that it has of an old one, in silence."""
+    if is_fresh(query.checkpoint) and (written := _last_written(table, query)) is not None:
+        raise PlatformError(
+            f"stream {query.stream!r}: its checkpoint {query.checkpoint} is new, but table {table.name} was written by an "
+            f"earlier one under the same application id (micro-batch {written}): new ones would be dropped, or sums begin "
+            "again. Put the checkpoint back, or run the rebuild job of its tables (`invoice-platform run rebuild_invoices`)"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,9 +212,7 @@ class DeltaUpsert(Sink):
 
     example: ClassVar[str] = 'DeltaUpsert(ORDERS, keys=("number",), output_mode="append", newest_by="changed")'
     modes: ClassVar[tuple[OutputMode, ...]] = ("append", "update")
-    guarantee: ClassVar[str] = (
-        "exactly once: the MERGE carries the micro-batch's number, and is passed over when run again"
-    )
+    guarantee: ClassVar[str] = "exactly once: the MERGE sets the same rows to the same values again"
 
     table: Table
     keys: tuple[str, ...]
@@ -210,42 +239,28 @@ class DeltaUpsert(Sink):
         return self.table
 
     def check(self, query: Query) -> None:
-        """A new checkpoint counts its micro-batches from 0, and Delta would pass over those that it has from an old one."""
-        table = open_delta(query.layout.table(self.table.name))
-        if table is None or not is_fresh(query.checkpoint):
-            return
-        if (written := table.transaction_version(query.application_id)) is not None:
-            raise PlatformError(
-                f"stream {query.stream!r}: its checkpoint {query.checkpoint} is new, but table {self.table.name} holds "
-                f"micro-batches 0 to {written} of an earlier one under the same application id: new ones would be dropped. "
-                "Put the checkpoint back, or run the rebuild job of its tables (`invoice-platform run rebuild_invoices`)"
-            )
+        """Whether the checkpoint is the one that wrote the table."""
+        _refuse_old_application(self.table, query)
 
     def write(self, batch: DataFrame, number: int, query: Query) -> None:
-        """MERGE a micro-batch, unless the table has it already."""
-        if _passed_over(batch, number, query, self.table):
-            return
-        spark = batch.sparkSession
-        rows = self._one_a_key(batch)
+        """MERGE a micro-batch; the same one again sets the same rows to the same values."""
+        spark, path = batch.sparkSession, query.layout.table(self.table.name)
         view = f"micro_batch_of_{query.stream}"
-        rows.createOrReplaceTempView(view)
+        self._one_a_key(batch).createOrReplaceTempView(view)
         same = " AND ".join(f"t.`{key}` <=> s.`{key}`" for key in self.keys)
         newer = f" AND s.`{self.newest_by}` >= t.`{self.newest_by}`" if self.newest_by else ""
-        txn = {
-            "spark.databricks.delta.write.txnAppId": query.application_id,
-            "spark.databricks.delta.write.txnVersion": str(number),
-        }
-        for name, value in txn.items():
-            spark.conf.set(name, value)
         try:
             spark.sql(
-                f"MERGE INTO delta.`{query.layout.table(self.table.name)}` t USING `{view}` s ON {same} "
+                f"MERGE INTO delta.`{path}` t USING `{view}` s ON {same} "
                 f"WHEN MATCHED{newer} THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
             )
         finally:
-            for name in txn:
-                spark.conf.unset(name)
             spark.catalog.dropTempView(view)
+        if _last_written(self.table, query) is None:
+            # Who writes this table, once for each checkpoint. A MERGE itself takes it from the session's settings alone,
+            # and over Connect all queries of a run share one session.
+            nobody = spark.read.format("delta").load(str(path)).limit(0)
+            _numbered(nobody.write.mode("append"), number, query).save(str(path))
 
     def _one_a_key(self, batch: DataFrame) -> DataFrame:
         from pyspark.sql import functions as F
@@ -258,7 +273,7 @@ class DeltaUpsert(Sink):
 
 @dataclass(frozen=True)
 class FileSink(Sink):
-    """Files under `exports/<stream>`: Parquet, JSON or CSV, in folders by column values where asked."""
+    """Files under `exports/<stream>/<segment>`: Parquet, JSON or CSV, in folders by column values where asked."""
 
     example: ClassVar[str] = 'FileSink("csv", partition_by=("city",), options={"header": "true"})'
     guarantee: ClassVar[str] = "exactly once for readers that know `_spark_metadata` (Spark); else at least once"
@@ -270,24 +285,23 @@ class FileSink(Sink):
     """Further options of Spark's writer, e.g. `{"header": "true"}`."""
     output_mode: OutputMode = "append"
 
-    def folder(self, layout: Layout, stream: str) -> Path:
-        """Where a stream's files are."""
-        return layout.exports / stream
+    def folder(self, query: Query) -> Path:
+        """Where the files of a checkpoint are."""
+        return query.layout.exports / query.stream / segment_name(query.segment)
 
     def check(self, query: Query) -> None:
         """A new checkpoint on a folder with a log of an old one would have its files dropped in silence."""
-        folder = self.folder(query.layout, query.stream)
-        if (folder / "_spark_metadata").exists() and is_fresh(query.checkpoint):
+        if self.folder(query).exists() and is_fresh(query.checkpoint):
             raise PlatformError(
-                f"stream {query.stream!r}: its checkpoint {query.checkpoint} is new, but {folder}/_spark_metadata is of an "
-                "earlier one: Spark would drop the new micro-batches in silence. Put the checkpoint back, or move the "
-                "folder away"
+                f"stream {query.stream!r}: its checkpoint {query.checkpoint} is new, but {self.folder(query)} is of an earlier "
+                "one: new micro-batches would be dropped in silence (`_spark_metadata`), or replace old ones. Put the "
+                "checkpoint back, or move the folder away"
             )
 
     def writer(self, rows: DataFrame, query: Query) -> DataStreamWriter:
         """Spark's own file sink."""
         writer = rows.writeStream.format(self.format).options(**self.options)
-        writer = writer.option("path", str(self.folder(query.layout, query.stream)))
+        writer = writer.option("path", str(self.folder(query)))
         return writer.partitionBy(*self.partition_by) if self.partition_by else writer
 
     def write(self, batch: DataFrame, number: int, query: Query) -> None:
@@ -295,7 +309,7 @@ class FileSink(Sink):
         writer = batch.write.format(self.format).options(**self.options).mode("overwrite")
         if self.partition_by:
             writer = writer.partitionBy(*self.partition_by)
-        writer.save(str(self.folder(query.layout, query.stream) / f"batch={query.segment:06d}-{number:09d}"))
+        writer.save(str(self.folder(query) / f"batch={number:09d}"))
 
 
 @dataclass(frozen=True)
@@ -337,14 +351,14 @@ class KafkaSink(Sink):
 
     def writer(self, rows: DataFrame, query: Query) -> DataStreamWriter:
         """Spark's own Kafka sink."""
-        return self.records(rows).writeStream.format("kafka").options(**self._options(query.layout))
+        return self.records(rows).writeStream.format("kafka").options(**self._options(query))
 
     def write(self, batch: DataFrame, number: int, query: Query) -> None:
         """Send a micro-batch."""
-        self.records(batch).write.format("kafka").options(**self._options(query.layout)).save()
+        self.records(batch).write.format("kafka").options(**self._options(query)).save()
 
-    def _options(self, layout: Layout) -> dict[str, str]:
-        return KafkaConnection.of(layout).spark_options() | {"topic": self.topic, "includeHeaders": "true"}
+    def _options(self, query: Query) -> dict[str, str]:
+        return {**query.kafka, "topic": self.topic, "includeHeaders": "true"}
 
 
 @dataclass(frozen=True)
@@ -367,13 +381,14 @@ class PostgresSink(Sink):
 
     def check(self, query: Query) -> None:
         """Make the table, and drop what a killed run left half way."""
-        connection = PostgresConnection.from_environment()
-        ensure_table(connection, self.relation, self.keys)
-        drop_old_staging(connection, query.stream)
+        assert query.postgres is not None
+        ensure_table(query.postgres, self.relation, self.keys)
+        drop_old_staging(query.postgres, query.stream)
 
     def write(self, batch: DataFrame, number: int, query: Query) -> None:
         """Stage a micro-batch and merge it."""
-        connection = PostgresConnection.from_environment()
+        connection = query.postgres
+        assert connection is not None
         staging = create_staging(connection, self.relation, query.stream, number)
         rows = batch.select(*(c.name for c in self.relation.columns))
         rows.write.format("jdbc").mode("append").options(**connection.jdbc_options(), dbtable=staging).save()
@@ -460,6 +475,11 @@ class Several(Sink):
     def keeps(self) -> Table | None:
         """The table of the one that keeps one."""
         return next((sink.keeps for sink in self.sinks if sink.keeps is not None), None)
+
+    @property
+    def sends(self) -> bool:
+        """Whether one of them does."""
+        return any(sink.sends for sink in self.sinks)
 
     @property
     def services(self) -> frozenset[Service]:

@@ -191,7 +191,7 @@ class DeltaTable(Source):
     tables : Table or str
         A declared table is made, empty, where it is not there yet; one given by name has to be there.
     starting_version : int
-        Version from which on to read, instead of the table as it stands and all that follows.
+        Version from which on to read, instead of the table as it stands and all that follows. A batch reads it whole.
     """
 
     example: ClassVar[str] = "DeltaTable(INVOICE_LINE_ITEMS)"
@@ -284,8 +284,8 @@ class DeltaTable(Source):
         if any(sign in error for sign in ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")):
             return (
                 f"rows of {' or '.join(self.names)} were deleted, changed or overwritten, and a stream reads only what is "
-                "added: run the rebuild job of the tables (`invoice-platform run rebuild_invoices`), which takes them as "
-                "they are now and lets the streams go on after that"
+                "added: run the rebuild job (`invoice-platform run rebuild_invoices`), after which the streams go on; it makes the "
+                "table of landed files from all that was accepted, deleted rows too, and takes other tables as they are"
             )
         if "sources in the checkpoint offsets" in error:
             return (
@@ -384,10 +384,10 @@ class KafkaTopics(Source):
         if anew:
             raise PlatformError(
                 f"stream {stream!r}: {', '.join(anew)} was deleted or made anew, so its offsets begin again: delete "
-                f"{layout.checkpoints / stream} to read what is there now from its beginning"
+                f"{layout.checkpoints / stream} to read all that its topics now hold from the beginning, again where it was read"
             )
         if expired and settings.fail_on_data_loss:
-            told = ", ".join(f"{count} of {partition}" for partition, count in expired.items())
+            told = ", ".join(f"{'all' if n is None else n} of {partition}" for partition, n in expired.items())
             raise PlatformError(
                 f"stream {stream!r}: Kafka no longer has records that were not read ({told}): keep them longer "
                 "(the topic's retention.ms), and set fail_on_data_loss to false for one run to go on with what is there; "
@@ -412,7 +412,10 @@ class KafkaTopics(Source):
         return reader.option("subscribe", ",".join(self.topics))
 
     def lost(self, progress: Mapping[str, Any]) -> int:
-        """Offsets that a micro-batch passed over without a record; a topic that is compacted has such by itself."""
+        """Offsets that a micro-batch passed over without a record; a topic that is compacted has such by itself.
+
+        None are counted in a micro-batch in which a partition is new, because nobody says where it began.
+        """
         start, end = progress["startOffset"], progress["endOffset"]
         if not start or not end:
             return 0
@@ -434,14 +437,22 @@ class KafkaTopics(Source):
 
 def _gone(
     committed: Mapping[str, Mapping[int, int]], there: Mapping[str, Mapping[int, Offsets]]
-) -> tuple[dict[str, int], list[str]]:
-    """What was not read and is not there any more: records by `topic/partition`, and partitions that were made anew."""
-    expired: dict[str, int] = {}
+) -> tuple[dict[str, int | None], list[str]]:
+    """What was not read and is not there any more.
+
+    Returns
+    -------
+    tuple
+        Records by `topic/partition`, None for a partition that was deleted; and partitions that were made anew.
+    """
+    expired: dict[str, int | None] = {}
     anew: list[str] = []
     for topic, partitions in committed.items():
         for partition, offset in partitions.items():
             held = there.get(topic, {}).get(partition)
-            if held is None or held.high < offset:
+            if held is None:
+                expired[f"{topic}/{partition}"] = None
+            elif held.high < offset:
                 anew.append(f"{topic}/{partition}")
             elif held.low > offset:
                 expired[f"{topic}/{partition}"] = held.low - offset

@@ -44,6 +44,15 @@ class Stream:
     transform: Callable[[DataFrame], DataFrame]
     """Pure: the same function makes a micro-batch and the batch twin."""
     sink: Sink
+    keeps_state: bool = False
+    """Whether the transform has state though the sink's mode is append, as with `dropDuplicates`."""
+
+    def __post_init__(self) -> None:
+        if self.stateful and isinstance(self.source, LandedFiles) and self.source.segment_files is not None:
+            raise PlatformError(
+                f"stream {self.name!r} keeps state in its checkpoint, and a segment has one of its own: declare its files with "
+                f"LandedFiles({self.source.inbox!r}, …, segment_files=None)"
+            )
 
     @property
     def table(self) -> Table | None:
@@ -53,7 +62,12 @@ class Stream:
     @property
     def stateful(self) -> bool:
         """Whether its result is made of all rows that ever came, through state in its checkpoint."""
-        return self.sink.output_mode != "append"
+        return self.keeps_state or self.sink.output_mode != "append"
+
+    @property
+    def sends(self) -> bool:
+        """Whether it writes elsewhere than into its table, where nothing can be taken back."""
+        return self.sink.sends
 
     @property
     def services(self) -> frozenset[Service]:
@@ -191,8 +205,10 @@ class _StreamRun:
                 self.stream.table.declare(self._spark(), self.layout)
 
     def _start(self, leg: Leg, trigger: Trigger) -> StreamingQuery:
-        stream, query = self.stream, Query(self.stream.name, leg.segment, self.layout, trigger)
-        stream.sink.check(query)  # before anything is asked of Spark
+        stream = self.stream
+        query = Query.of(stream.name, leg.segment, self.layout, trigger, stream.sink.services)
+        stream.sink.check(query)  # before anything is made
+        self._declare()
         rows = stream.source.read_stream(self._spark(), self.layout, stream.name, leg, self.settings)
         self._leg, self._last_batch, self._collected = leg, -1, 0.0
         self._query = stream.sink.start(stream.transform(rows), query)
@@ -201,7 +217,7 @@ class _StreamRun:
     def drain(self, *, count_files: bool = True) -> None:
         """Work through all that is pending, leg by leg, and stop."""
         legs = self.stream.source.pending(self.layout, self.stream.name)
-        if legs or self.summary.before is None:
+        if not legs and self.summary.before is None:
             self._declare()
         for leg in legs:
             try:
@@ -224,7 +240,6 @@ class _StreamRun:
     def begin(self, *, count_files: bool = True) -> None:
         """Catch up, then start the query that stays."""
         self.drain(count_files=count_files)
-        self._declare()
         with self._told_apart():
             self._start(self.stream.source.current(self.layout, self.stream.name), self.settings.trigger)
 
