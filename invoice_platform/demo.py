@@ -24,6 +24,8 @@ SHOWN_COLUMNS = {
     "invoices": ("InvoiceNumber", "StoreID", "CustomerType", "TotalAmount", "NumberOfItems"),
     "invoice_line_items": ("invoice_number", "city", "item_description", "item_qty", "total_value"),
     "quarantined_invoices": ("reason", "raw"),
+    "customer_rewards": ("customer_card_no", "invoices", "total_amount", "points"),
+    "store_daily_sales": ("store_id", "sales_date", "line_items", "total_value"),
     "word_count": ("word", "count"),
 }
 

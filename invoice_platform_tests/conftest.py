@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 INVOICE_STREAMS = (INVOICES_STREAM, LINE_ITEMS_STREAM, QUARANTINE_STREAM)
 
 # Nothing of the person's own setting, warm Spark or history may reach a test.
-for name in ("INVOICE_PLATFORM_ROOT", "INVOICE_PLATFORM_SPARK_CONF", "SPARK_REMOTE", "DAGSTER_HOME"):
+OWN = ("INVOICE_PLATFORM_ROOT", "INVOICE_PLATFORM_SPARK_CONF", "SPARK_REMOTE", "DAGSTER_HOME", "POSTGRES_URL")
+for name in (*OWN, *(name for name in os.environ if name.startswith("KAFKA_"))):
     os.environ.pop(name, None)
 
 

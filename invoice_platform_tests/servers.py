@@ -6,7 +6,6 @@ and imports nothing from here but for type checks.
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -30,10 +29,6 @@ from invoice_platform.streaming.layout import Layout
 
 USERNAME = "tester"
 PASSWORD = "p\"a\\s's=1;é $"  # what JAAS has to have escaped
-
-# Nothing of the person's own Kafka may reach a test.
-for name in [name for name in os.environ if name.startswith("KAFKA_")]:
-    del os.environ[name]
 
 
 class Record(NamedTuple):

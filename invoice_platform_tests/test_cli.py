@@ -60,7 +60,8 @@ def test_generated_paths_go_to_stdout_and_figures_to_stderr(
     [
         (("land", "/no/such/file"), "/no/such/file: no such file to land"),
         (("generate", "somewhere", "--faults", "2"), "faults"),
-        (("run", "no_such_job"), "there is no job 'no_such_job': choose one of ingest_invoices, count_words"),
+        (("run", "no_such_job"), "there is no job 'no_such_job': choose one of ingest_invoices, ingest_kafka"),
+        (("peek", "no_such_stream"), "there is no stream 'no_such_stream': choose one of invoices, kafka_invoices"),
         (("run", "rebuild_invoices", "--trigger", "1 second"), "rebuild_invoices runs no stream"),
         (("run", "ingest_invoices", "--config", "/no/such.yaml"), "--config /no/such.yaml: No such file or directory"),
         (("run", "ingest_invoices", "--config", "{"), "--config"),

@@ -6,9 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from invoice_platform import connectors
 from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.factory import STREAMS, downstream
+from invoice_platform.schemas import INVOICE_LINE_ITEMS
+from invoice_platform.streaming import sinks, sources
 from invoice_platform.streaming.stream import RunSettings, run_streams
+from invoice_platform.streaming.tables import Column, Table
+from invoice_platform.webhook import Webhook
 from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -30,3 +35,22 @@ def test_the_readmes_stream_works_as_written(platform: Platform) -> None:
     run_streams(streams, platform.open, platform.layout, RunSettings(), run="test")
     rows = platform.sql("SELECT invoice_number, CAST(total_value AS STRING) FROM {big_tickets} ORDER BY 1")
     assert rows == [("1", "2000.00"), ("2", "1000.50")]
+
+
+def test_the_readmes_tables_of_sources_and_sinks_are_those_of_the_declarations() -> None:
+    assert connectors.put_into(README.read_text()) == README.read_text(), "run `make readme`"
+
+
+def test_every_source_and_sink_is_declared_as_the_readme_shows() -> None:
+    names = ("number", "changed", "city")
+    orders = Table("orders", tuple(Column(name, "string", name) for name in names), "Orders.")
+    known = (
+        vars(sources) | vars(sinks) | {"ORDERS": orders, "INVOICE_LINE_ITEMS": INVOICE_LINE_ITEMS, "Webhook": Webhook}
+    )
+    shown = (*sources.SOURCES, *sinks.SINKS)
+    assert all(isinstance(eval(kind.example, known), kind) for kind in shown)
+    public = {
+        k for m in (sources, sinks) for k in vars(m).values() if isinstance(k, type) and k.__module__ == m.__name__
+    }
+    kinds = {k for k in public if issubclass(k, (sources.Source, sinks.Sink))} - {sources.Source, sinks.Sink}
+    assert kinds == set(shown), "none is left out"
