@@ -127,6 +127,15 @@ def run(
     trigger: Annotated[str | None, typer.Option(help="available_now, '30 seconds', unspecified.")] = None,
     max_files_per_trigger: Annotated[int | None, typer.Option(help="Files a micro-batch, at most.")] = None,
     run_for_seconds: Annotated[float | None, typer.Option(help="When a continuous run ends.")] = None,
+    max_bytes_per_trigger: Annotated[int | None, typer.Option(help="Bytes of files a micro-batch, at most.")] = None,
+    max_offsets_per_trigger: Annotated[int | None, typer.Option(help="Kafka records a micro-batch, at most.")] = None,
+    fail_on_data_loss: Annotated[
+        bool | None,
+        typer.Option(
+            "--fail-on-data-loss/--no-fail-on-data-loss",
+            help="Whether to fail when Kafka no longer has records that were not read.",
+        ),
+    ] = None,
 ) -> None:
     """Run a job in this process; its history is the Dagster UI's."""
     from invoice_platform.orchestrate import run_job, stream_config
@@ -135,6 +144,9 @@ def run(
         "trigger": trigger,
         "max_files_per_trigger": max_files_per_trigger,
         "run_for_seconds": run_for_seconds,
+        "max_bytes_per_trigger": max_bytes_per_trigger,
+        "max_offsets_per_trigger": max_offsets_per_trigger,
+        "fail_on_data_loss": fail_on_data_loss,
     }
     given = {name: value for name, value in settings.items() if value is not None}
     if given and config is not None:

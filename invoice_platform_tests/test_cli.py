@@ -68,6 +68,11 @@ def test_generated_paths_go_to_stdout_and_figures_to_stderr(
         (("run", "ingest_invoices", "--config", "{'ops': {'nothing': {}}}"), "--config for ingest_invoices"),
         (("run", "ingest_invoices", "--trigger", "often"), "trigger='often' is not a trigger"),
         (("run", "ingest_invoices", "--max-files-per-trigger", "-1"), "max_files_per_trigger=-1: give a number"),
+        (
+            ("run", "ingest_invoices", "--max-offsets-per-trigger", "0"),
+            "max_offsets_per_trigger=0: give a number of records",
+        ),
+        (("run", "rebuild_invoices", "--no-fail-on-data-loss"), "so it takes no fail_on_data_loss"),
         (("status", "--format", "csv"), "use --format table or json"),
     ],
 )

@@ -602,6 +602,12 @@ def test_a_peek_shows_rows_and_leaves_no_trace(platform: Platform) -> None:
     assert len(ids_of_table(platform)) == 3
 
 
+def test_a_peek_can_be_printed_by_sparks_console(platform: Platform, capfd: pytest.CaptureFixture[str]) -> None:
+    with peek(upstream(platform, [1, 2]), platform.open, platform.layout, rows=10, sink="console") as found:
+        assert found is None
+    assert "Batch: 0" in capfd.readouterr().out
+
+
 def test_a_peek_at_files_sees_what_was_admitted(platform: Platform) -> None:
     source = LandedFiles("numbers", "json", COLUMNS)
     stream = Stream("numbers", source, lambda rows: rows.select("id", "value"), DeltaSink(NUMBERS))

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from invoice_platform.generate import write_files
 from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.lock import stream_lock
-from invoice_platform_tests.conftest import Platform, invoice, item, wait_until
+from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item, wait_until
 
 
 def made(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
@@ -263,6 +263,13 @@ def test_a_held_checkpoint_fails_the_run_and_names_the_holder(platform: Platform
         assert "held by run 77" in why(platform.run("rebuild_invoices", ok=False), "rebuild_all_invoices")
 
 
+def test_a_stream_that_cannot_run_here_is_refused_by_the_continuous_job(platform: Platform) -> None:
+    config = {"ops": {"stream_all_invoices": {"config": {"streams": ["kafka_invoices"]}}}}
+    said = why(platform.run("stream_invoices", config, ok=False), "stream_all_invoices")
+    assert "kafka_invoices cannot be run here: choose from invoices, " in said
+    assert "when KAFKA_BOOTSTRAP_SERVERS is set" in said
+
+
 def test_a_trigger_that_ends_is_refused_by_the_continuous_job(platform: Platform) -> None:
     config = {"ops": {"stream_all_invoices": {"config": {"trigger": "available_now"}}}}
     assert "run ingest_invoices" in why(platform.run("stream_invoices", config, ok=False), "stream_all_invoices")
@@ -272,7 +279,14 @@ def test_a_trigger_that_ends_is_refused_by_the_continuous_job(platform: Platform
 def test_the_continuous_job_admits_files_while_it_runs_and_reports_materializations(platform: Platform) -> None:
     config = {
         "ops": {
-            "stream_all_invoices": {"config": {"trigger": "unspecified", "run_for_seconds": 40, "report_seconds": 1}}
+            "stream_all_invoices": {
+                "config": {
+                    "trigger": "unspecified",
+                    "run_for_seconds": 40,
+                    "report_seconds": 1,
+                    "streams": [stream.name for stream in INVOICE_STREAMS],
+                }
+            }
         }
     }
     platform.land("1.json", invoice("1"))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from invoice_platform_tests.servers import KafkaServer
 
 pytest_plugins = ["invoice_platform_tests.servers"]
+pytestmark = pytest.mark.slow
 
 TOPICS = ("invoices", "loyalty_notifications")
 
@@ -149,7 +150,6 @@ def test_without_a_kafka_the_sensor_says_what_to_set(platform: Platform) -> None
     assert "set KAFKA_BOOTSTRAP_SERVERS" in why(platform.run("ingest_kafka_invoices", ok=False), "kafka_invoices")
 
 
-@pytest.mark.slow
 def test_a_broker_that_is_down_fails_the_run_in_one_line_and_nothing_is_lost(
     platform: Platform, topics: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,12 +239,15 @@ def test_a_pattern_reads_every_topic_that_matches_and_those_that_come_later(
         KAFKA_INVOICES_STREAM.transform,
         KAFKA_INVOICES_STREAM.sink,
     )
-    topics.send(first, json.dumps(invoice("1")))
-    run_stream(stream, platform.open, platform.layout, RunSettings(), run="test")
+    topics.send(first, json.dumps(invoice("0")), json.dumps(invoice("1")))
+    summary = run_stream(stream, platform.open, platform.layout, RunSettings(max_offsets_per_trigger=1), run="test")
+    assert [batch.rows for batch in summary.batches] == [1, 1]
     second = topics.topic(name="tills")
     topics.send(second, json.dumps(invoice("2")))
     run_stream(stream, platform.open, platform.layout, RunSettings(), run="test")
-    assert platform.sql("SELECT topic, InvoiceNumber FROM {kafka_invoices} ORDER BY 2") == [(first, "1"), (second, "2")]
+    assert platform.sql("SELECT topic, InvoiceNumber FROM {kafka_invoices} ORDER BY 2") == [
+        (first, "0"), (first, "1"), (second, "2"),
+    ]  # fmt: skip
 
 
 def test_spark_reads_and_writes_by_tls_with_a_login_from_the_environment_and_shows_no_secret(
@@ -272,7 +275,6 @@ def test_spark_reads_and_writes_by_tls_with_a_login_from_the_environment_and_sho
     assert secured.sasl_password not in told + written
 
 
-@pytest.mark.slow
 def test_the_continuous_job_takes_files_and_kafka_side_by_side(platform: Platform, topics: KafkaServer) -> None:
     chosen = ["invoices", "kafka_invoices", "invoice_line_items", "store_daily_sales", "loyalty_notifications"]
     config = {
@@ -321,7 +323,6 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.slow
 def test_five_thousand_invoices_through_a_killed_run_are_five_thousand(
     platform: Platform, topics: KafkaServer, files: list[Path]
 ) -> None:

@@ -390,8 +390,8 @@ class KafkaTopics(Source):
             told = ", ".join(f"{'all' if n is None else n} of {partition}" for partition, n in expired.items())
             raise PlatformError(
                 f"stream {stream!r}: Kafka no longer has records that were not read ({told}): keep them longer "
-                "(the topic's retention.ms), and set fail_on_data_loss to false for one run to go on with what is there; "
-                "the loss is then counted"
+                "(the topic's retention.ms), and set fail_on_data_loss to false for one run (`--no-fail-on-data-loss`) to go "
+                "on with what is there; the loss is then counted"
             )
         reader = (
             self._described(spark.readStream, KafkaConnection.of(layout))
