@@ -111,6 +111,14 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str
     return rows
 
 
+def _look(spark: SparkResource, layout: Layout, since: Mapping[str, str]) -> NewRows:
+    try:
+        with spark_errors("the checks could not read the tables", layout):
+            return look_at_new_rows(spark.session, layout, since)
+    except PlatformError as error:
+        raise told(error) from error
+
+
 @dg.multi_asset_check(
     name="invoice_checks",
     specs=[
@@ -162,12 +170,12 @@ def invoice_checks(
     versions = [bronze.version, kafka.version]
     new = NewRows(through=since)
     if checked.get("versions") != versions:
-        try:
-            with spark_errors("the checks could not read the tables", layout):
-                new = look_at_new_rows(spark.session, layout, since)
-        except PlatformError as error:
-            raise told(error) from error
+        new = _look(spark, layout, since)
         items += new.line_items
+        if items != silver.rows and since:
+            # Before it is said: all that ever came, counted anew. A clock that was set back hides rows from `since`.
+            everything = _look(spark, layout, {})
+            items, new.through = everything.line_items, everything.through
     if not new.records and "rows" in checked:
         new = NewRows(**checked["rows"])  # nothing is new: what was said of the last new rows still holds
 

@@ -148,6 +148,20 @@ def test_a_lost_or_repeated_row_fails_the_blocking_check(platform: Platform, tab
 
 
 @pytest.mark.slow
+def test_rows_that_a_wrong_clock_hides_from_the_check_are_counted_all_the_same(platform: Platform) -> None:
+    from invoice_platform.streaming.state import read_state, write_state
+
+    platform.land("1.json", invoice("1"))
+    platform.run("ingest_invoices")
+    checked = read_state(platform.layout.checked)
+    write_state(platform.layout.checked, checked | {"through": {"invoices": "2999-01-01 00:00:00"}})
+    platform.land("2.json", invoice("2"))
+    whole = checks(platform.run("ingest_invoices"))["landed_is_accepted_plus_quarantined"]
+    assert (whole.passed, whole.metadata["line_items_expected"].value) == (True, 2)
+    assert read_state(platform.layout.checked)["through"]["invoices"] < "2999"
+
+
+@pytest.mark.slow
 def test_a_rebuild_is_recorded_for_every_table(platform: Platform) -> None:
     platform.land("1.json", invoice("1"), "bad")
     platform.run("ingest_invoices")
