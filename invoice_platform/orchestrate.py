@@ -80,6 +80,20 @@ def instance(layout: Layout) -> Iterator[DagsterInstance]:
         yield found
 
 
+def limit_pools(layout: Layout) -> None:
+    """Give every checkpoint's pool its limit before the first run asks for it.
+
+    Dagster does that when it first sees a run of a pool, and lets all runs of that moment pass: two that share a table would
+    start at once, and one of them fail at the other's lock.
+    """
+    with instance(layout) as history:
+        from invoice_platform.assets.factory import STREAMS, checkpoint_pool
+        from invoice_platform.definitions import defs  # noqa: F401  (declares the streams)
+
+        for name in STREAMS:
+            history.event_log_storage.initialize_concurrency_limit_to_default(checkpoint_pool(name))
+
+
 def run_job(layout: Layout, name: str, config: Mapping[str, Any] | None = None) -> ExecuteInProcessResult:
     """Run a job in this process.
 
@@ -168,7 +182,7 @@ def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, st
         When the port is in use, or the UI does not start.
     """
     require_free_port(port, "--ui-port")
-    prepare(layout)
+    limit_pools(layout)
     log = layout.logs / "dagster.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace_file()), "-h", "127.0.0.1", "-p", str(port)]

@@ -10,7 +10,9 @@ import yaml
 
 from invoice_platform.assets.factory import STREAMS
 from invoice_platform.definitions import defs
+from invoice_platform.orchestrate import instance, limit_pools
 from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, LANDED_INVOICE
+from invoice_platform.streaming.layout import Layout
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +48,14 @@ def test_each_checkpoint_has_a_pool_of_its_own_that_lets_one_run_in() -> None:
     assert pools == {name: f"checkpoint_{name}" for name in pools}
     settings = yaml.safe_load((PROJECT / "invoice_platform" / "dagster.yaml").read_text())
     assert settings["concurrency"]["pools"]["default_limit"] == 1
+
+
+def test_every_pool_has_its_limit_before_the_first_run(tmp_path: Path) -> None:
+    layout = Layout.at(tmp_path)
+    limit_pools(layout)
+    with instance(layout) as history:
+        limits = {pool.name: pool.limit for pool in history.event_log_storage.get_pool_limits()}
+    assert limits == {f"checkpoint_{name}": 1 for name in STREAMS}
 
 
 def test_the_settings_are_ones_that_dagster_takes(tmp_path: Path) -> None:
