@@ -72,7 +72,8 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str
     Delta skips the files before `since` by their statistics; only re-sent numbers are looked up among all that came.
     """
     session = spark()
-    known = [name for name in BRONZE if name in declare_existing(session, layout)]
+    there = declare_existing(session, layout)
+    known = [name for name in BRONZE if name in there]
     every = " UNION ALL ".join(
         f"SELECT '{name}' AS bronze, InvoiceNumber, TotalAmount, InvoiceLineItems, reason, ingested_at FROM {name} "
         f"WHERE ingested_at > TIMESTAMP '{since.get(name, START_OF_TIME)}'"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import secrets
 import signal
@@ -17,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.jars import require_java
+from invoice_platform.jars import require_java, spark_folder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import (
     PYTHON_VARIABLE,
@@ -77,7 +76,7 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
             _command(layout, port),
             env={PYTHON_VARIABLE: sys.executable}
             | os.environ
-            | {TOKEN_VARIABLE: token, "SPARK_HOME": str(_spark_home())},
+            | {TOKEN_VARIABLE: token, "SPARK_HOME": str(spark_folder())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -94,13 +93,6 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
         end(process)
 
 
-def _spark_home() -> Path:
-    spec = importlib.util.find_spec("pyspark")
-    if spec is None or spec.origin is None:
-        raise PlatformError("pyspark is not installed: run `make setup`")
-    return Path(spec.origin).parent
-
-
 def _command(layout: Layout, port: int) -> list[str]:
     settings = spark_settings(layout) | {
         "spark.master": "local[*]",
@@ -111,7 +103,7 @@ def _command(layout: Layout, port: int) -> list[str]:
         "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:{layout.metastore / 'db'};create=true",
     }
     settings |= extra_settings()
-    command = [str(_spark_home() / "bin" / "spark-submit")]
+    command = [str(spark_folder() / "bin" / "spark-submit")]
     for name, value in settings.items():
         command += ["--conf", f"{name}={value}"]
     return [*command, "--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"]

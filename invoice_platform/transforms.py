@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from invoice_platform.schemas import KAFKA_PLACE, LANDED_INVOICE, LINE_ITEM
-from invoice_platform.streaming.json_lines import from_json, one_document
+from invoice_platform.streaming.json_lines import BLANK, from_json, one_document
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -17,7 +17,6 @@ _CORRUPT = "_corrupt"
 # One time in the year 9999 would close every window of the sums by event time, for good.
 OLDEST_MS = 946_684_800_000
 AHEAD_MS = 86_400_000
-_BLANK = r"\A\s*\z"
 
 REWARD_SHARE = "0.02"
 """Points for each rupee, as an SQL decimal of two decimals: nothing is rounded."""
@@ -97,7 +96,7 @@ def parse_invoices(lines: DataFrame) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
-    return _parsed(lines.where(~F.col("value").rlike(_BLANK)), "source_file", "ingested_at")
+    return _parsed(lines.where(~F.col("value").rlike(BLANK)), "source_file", "ingested_at")
 
 
 def parse_kafka_invoices(messages: DataFrame) -> DataFrame:
@@ -119,7 +118,7 @@ def parse_kafka_invoices(messages: DataFrame) -> DataFrame:
 
     place = F.format_string("kafka:%s/%d/%d", "topic", "partition", "offset")
     nothing = F.when(F.col("value").isNull(), "no value (a tombstone)").when(
-        F.col("value").rlike(_BLANK), "a blank value"
+        F.col("value").rlike(BLANK), "a blank value"
     )
     return _parsed(
         # The cast keeps the bytes as they are; whether they are UTF-8 is one of the reasons.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+from invoice_platform.broker import free_port
 from invoice_platform.generate import write_files
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.tables import facts
@@ -69,12 +69,6 @@ class Root:
         file = self.path.parent / name
         file.write_text("\n".join(json.dumps(d) for d in documents))
         self.command("land", str(file))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def processes_of(root: Root) -> list[psutil.Process]:

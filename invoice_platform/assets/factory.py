@@ -47,12 +47,12 @@ class StreamConfig(dg.Config):
     def settings(self) -> RunSettings:
         """Checked settings; PlatformError names the one that is wrong."""
         return RunSettings(
-            Trigger.parse(self.trigger),
-            self.max_files_per_trigger,
-            self.run_for_seconds,
-            self.max_bytes_per_trigger,
-            self.max_offsets_per_trigger,
-            self.fail_on_data_loss,
+            trigger=Trigger.parse(self.trigger),
+            max_files_per_trigger=self.max_files_per_trigger,
+            run_for_seconds=self.run_for_seconds,
+            max_bytes_per_trigger=self.max_bytes_per_trigger,
+            max_offsets_per_trigger=self.max_offsets_per_trigger,
+            fail_on_data_loss=self.fail_on_data_loss,
         )
 
 

@@ -2,8 +2,8 @@
 
 Sources: rows appended to the bronze tables (`customer_rewards`, `loyalty_notifications`) or to `invoice_line_items` (sales). Sinks:
 tables with one row a key (update mode, MERGE), and for notifications a table and the Kafka topic of that name. Checkpoint: one
-each for ever, because it holds the sums so far. Replay: the MERGE of a micro-batch is passed over when it is run again; a
-notification may be sent again, with the same record id.
+each for ever, because it holds the sums so far. Replay: the MERGE of a micro-batch sets the same rows to the same values
+again; a notification may be sent again, with the same record id.
 """
 
 from invoice_platform.assets.factory import stream_asset

@@ -10,6 +10,9 @@ from invoice_platform.streaming.tables import Column
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
 
+BLANK = r"\A\s*\z"
+"""A line that holds nothing, as a regular expression."""
+
 
 def one_document(line: str) -> str:
     """SQL that is true when a line holds exactly one JSON document.

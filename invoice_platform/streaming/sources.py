@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.checkpoint import has_unfinished, last_committed
+from invoice_platform.streaming.json_lines import BLANK, from_json, one_document
 from invoice_platform.streaming.kafka import KafkaConnection, Offsets, offsets
 from invoice_platform.streaming.landing import SEGMENT_FILES, FileFormat, LandingFolder
 from invoice_platform.streaming.layout import Layout, segment_name
@@ -163,13 +164,11 @@ def _parsed(lines: DataFrame, columns: tuple[Column, ...], options: Mapping[str,
     """Lines of JSON to the declared columns and `_corrupt_record`; blank lines are passed over."""
     from pyspark.sql import functions as F
 
-    from invoice_platform.streaming.json_lines import from_json, one_document
-
     good = F.expr(f"parsed.`{CORRUPT_RECORD}` IS NULL AND parsed IS NOT NULL AND is_valid_utf8(value)") & F.expr(
         one_document("value")
     )
     return (
-        lines.where(~F.col("value").rlike(r"\A\s*\z"))
+        lines.where(~F.col("value").rlike(BLANK))
         .withColumn("parsed", from_json("value", columns, CORRUPT_RECORD, options))
         .withColumn("good", good)
         .select(
@@ -247,13 +246,10 @@ class DeltaTable(Source):
             For each table the version after which to read; a commit without data must follow it already, because Delta
             cannot start at a version to come. None: the tables as they stand and all that follows.
         """
-        self._write_state(
-            layout,
-            stream,
-            segment=self._state(layout, stream)["segment"] + 1,
-            starting_versions={name: version + 1 for name, version in (after or {}).items()},
-            drained_versions={name: version + 1 for name, version in (after or {}).items()},
-        )
+        segment = self._state(layout, stream)["segment"] + 1
+        first = {name: version + 1 for name, version in (after or {}).items()}
+        # The first version to be read is without data, so it counts as worked through.
+        self._write_state(layout, stream, segment=segment, starting_versions=first, drained_versions=first)
 
     def read_stream(
         self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings

@@ -296,9 +296,8 @@ class _StreamRun:
             self._on_batch(self.stream.name, batch)
 
     def _lost(self, progress: Mapping[str, Any]) -> int:
-        read = {k: progress[k] for k in ("numInputRows",)}
-        read |= {k: _offset(progress[k]) for k in ("startOffset", "endOffset")}
-        return self.stream.source.lost(read)
+        offsets = {which: _offset(progress[which]) for which in ("startOffset", "endOffset")}
+        return self.stream.source.lost({"numInputRows": progress["numInputRows"]} | offsets)
 
     def stop(self) -> None:
         """End the query, whatever happens, and take over what it still has to tell."""
