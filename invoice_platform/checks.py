@@ -6,7 +6,7 @@ running count that the whole table is held against), or, for the tables people a
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import dagster as dg
@@ -16,6 +16,7 @@ from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.factory import checkpoint_pool, told
 from invoice_platform.assets.gold import PRODUCT_SALES_STREAM, STORE_SALES_STREAM
 from invoice_platform.errors import PlatformError
+from invoice_platform.expectations import EXPECTATIONS, expectations
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import spark_errors
@@ -34,8 +35,9 @@ NO_ROWS = TableFacts(version=-1, rows=0, files=0, bytes=0)
 
 RECONCILED = "landed_is_accepted_plus_quarantined"
 NO_NULL_KEYS = "no_null_keys"
-TOTALS_ADD_UP = "line_totals_add_up"
 NOT_RESENT = "invoice_numbers_sent_once"
+REPEATS_AGREE = "repeated_invoices_agree"
+ALL_DECLARED = "all_fields_declared"
 QUARANTINE_SHARE = "quarantine_share"
 ONE_OFFSET_ONE_ROW = "each_offset_once"
 LATE = "late_line_items"
@@ -58,10 +60,17 @@ class NewRows:
     quarantined: int = 0
     line_items: int = 0
     """What the valid ones should have become."""
-    totals_differ: int = 0
-    totals_differ_in: list[str] = field(default_factory=list)
+    not_met: dict[str, int] = field(default_factory=dict)
+    """Records that do not meet an expectation, by its name; accepted or quarantined, as its action is."""
+    not_met_by: dict[str, list[str]] = field(default_factory=dict)
+    """Some of their invoice numbers, of those that were accepted."""
+    unknown_fields: dict[str, int] = field(default_factory=dict)
+    """Records with fields that nobody declared, by field."""
     resent: int = 0
     resent_numbers: list[str] = field(default_factory=list)
+    conflicts: int = 0
+    """Of the invoice numbers sent again, those that came with other content."""
+    conflicting_numbers: list[str] = field(default_factory=list)
     through: dict[str, str] = field(default_factory=dict)
     """For each bronze table the time at which the newest of them came (UTC)."""
 
@@ -74,42 +83,64 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str
     session = spark()
     there = declare_existing(session, layout)
     known = [name for name in BRONZE if name in there]
+    columns = "InvoiceNumber, InvoiceLineItems, reason, warnings, rescued_data, ingested_at"
     every = " UNION ALL ".join(
-        f"SELECT '{name}' AS bronze, InvoiceNumber, TotalAmount, InvoiceLineItems, reason, ingested_at FROM {name} "
-        f"WHERE ingested_at > TIMESTAMP '{since.get(name, START_OF_TIME)}'"
+        f"SELECT '{name}' AS bronze, {columns} FROM {name} WHERE ingested_at > TIMESTAMP '{since.get(name, START_OF_TIME)}'"
         for name in known
     )
-    session.sql(
-        f"""CREATE OR REPLACE TEMPORARY VIEW new_invoices AS SELECT *,
-              aggregate(InvoiceLineItems, CAST(0 AS DECIMAL(38,2)), (sum, item) -> CAST(sum + item.TotalValue AS DECIMAL(38,2)))
-                <> TotalAmount AS differs
-            FROM ({every})"""
+    session.sql(f"CREATE OR REPLACE TEMPORARY VIEW new_invoices AS {every}")
+    not_met = ", ".join(
+        f"count_if(array_contains(warnings, '{rule.name}') OR startswith(reason, 'rule {rule.name}: ')) AS `{rule.name}`"
+        for rule in EXPECTATIONS
     )
     counts = session.sql(
-        """SELECT bronze, count(*) AS records, count(reason) AS quarantined,
+        f"""SELECT bronze, count(*) AS records, count(reason) AS quarantined, count(rescued_data) AS rescued,
              coalesce(sum(CASE WHEN reason IS NULL THEN size(InvoiceLineItems) END), 0) AS line_items,
-             count_if(differs) AS totals_differ, CAST(max(ingested_at) AS STRING) AS through
+             CAST(max(ingested_at) AS STRING) AS through, {not_met}
            FROM new_invoices GROUP BY bronze"""
     ).collect()
     rows = NewRows(
         records=sum(row["records"] for row in counts),
         quarantined=sum(row["quarantined"] for row in counts),
         line_items=sum(row["line_items"] for row in counts),
-        totals_differ=sum(row["totals_differ"] for row in counts),
+        not_met={rule.name: sum(row[rule.name] for row in counts) for rule in EXPECTATIONS},
         through=dict(since) | {row["bronze"]: row["through"] for row in counts},
     )
-    if rows.totals_differ:
-        named = session.sql(f"SELECT InvoiceNumber FROM new_invoices WHERE differs LIMIT {NAMED}").collect()
-        rows.totals_differ_in = sorted(row[0] for row in named)
-    numbers = " UNION ALL ".join(f"SELECT InvoiceNumber FROM {name}" for name in known)
-    resent = session.sql(
-        f"""SELECT count(*), slice(sort_array(collect_list(InvoiceNumber)), 1, {NAMED}) FROM (
-             SELECT InvoiceNumber FROM ({numbers})
+    for rule, count in rows.not_met.items():
+        if count:
+            named = session.sql(
+                f"SELECT InvoiceNumber FROM new_invoices WHERE array_contains(warnings, '{rule}') LIMIT {NAMED}"
+            ).collect()
+            rows.not_met_by[rule] = sorted(row[0] for row in named)
+    if any(row["rescued"] for row in counts):
+        rows.unknown_fields = dict(session.sql(UNKNOWN_FIELDS).collect())
+    numbers = " UNION ALL ".join(f"SELECT InvoiceNumber, content_hash FROM {name}" for name in known)
+    repeated = session.sql(
+        f"""SELECT count(*) AS resent, slice(sort_array(collect_list(InvoiceNumber)), 1, {NAMED}) AS numbers,
+              count_if(contents > 1) AS conflicts,
+              slice(sort_array(collect_list(IF(contents > 1, InvoiceNumber, NULL))), 1, {NAMED}) AS conflicting
+            FROM (
+             SELECT InvoiceNumber, count(DISTINCT content_hash) AS contents FROM ({numbers})
              WHERE InvoiceNumber IN (SELECT InvoiceNumber FROM new_invoices WHERE reason IS NULL)
              GROUP BY InvoiceNumber HAVING count(*) > 1)"""
     ).collect()[0]
-    rows.resent, rows.resent_numbers = resent[0], list(resent[1])
+    rows.resent, rows.resent_numbers = repeated["resent"], list(repeated["numbers"])
+    rows.conflicts, rows.conflicting_numbers = repeated["conflicts"], list(repeated["conflicting"])
     return rows
+
+
+UNKNOWN_FIELDS = """
+  SELECT name, count(*) FROM (
+    SELECT explode(array_distinct(concat(
+      filter(json_object_keys(rescued_data), key -> key NOT IN ('DeliveryAddress', 'InvoiceLineItems')),
+      transform(coalesce(json_object_keys(get_json_object(rescued_data, '$.DeliveryAddress')), array()),
+        key -> concat('DeliveryAddress.', key)),
+      flatten(transform(
+        coalesce(from_json(rescued_data, 'InvoiceLineItems array<string>').InvoiceLineItems, array()),
+        item -> transform(json_object_keys(item), key -> concat('InvoiceLineItems.', key)))))) ) AS name
+    FROM new_invoices WHERE rescued_data IS NOT NULL)
+  GROUP BY name ORDER BY name"""
+"""Fields that nobody declared, by name, and how many of the new records have each."""
 
 
 def _look(spark: SparkResource, layout: Layout, since: Mapping[str, str]) -> NewRows:
@@ -133,15 +164,26 @@ def _look(spark: SparkResource, layout: Layout, since: Mapping[str, str]) -> New
         dg.AssetCheckSpec(
             NO_NULL_KEYS, asset="invoice_line_items", description=f"No null in {', '.join(KEY_COLUMNS)}."
         ),
-        dg.AssetCheckSpec(
-            TOTALS_ADD_UP,
-            asset="invoice_line_items",
-            description="The line totals add up to what the invoice says (new rows).",
+        *(
+            dg.AssetCheckSpec(
+                rule.name, asset="invoice_line_items", description=f"New records that do not meet it: {rule.says}."
+            )
+            for rule in EXPECTATIONS
         ),
         dg.AssetCheckSpec(
             NOT_RESENT,
             asset="invoice_line_items",
             description="No invoice number of the new rows came more than once, ever.",
+        ),
+        dg.AssetCheckSpec(
+            REPEATS_AGREE,
+            asset="invoice_line_items",
+            description="An invoice number that came more than once came with the same content each time.",
+        ),
+        dg.AssetCheckSpec(
+            ALL_DECLARED,
+            asset="invoice_line_items",
+            description="No new record has a field that was not declared; such fields are kept in rescued_data.",
         ),
         dg.AssetCheckSpec(
             QUARANTINE_SHARE,
@@ -178,7 +220,9 @@ def invoice_checks(
             everything = _look(spark, layout, {})
             items, new.through = everything.line_items, everything.through
     if not new.records and "rows" in checked:
-        new = NewRows(**checked["rows"])  # nothing is new: what was said of the last new rows still holds
+        # Nothing is new: what was said of the last new rows still holds.
+        known = {f.name for f in fields(NewRows)}
+        new = NewRows(**{name: value for name, value in checked["rows"].items() if name in known})
 
     landed = landing.of(INVOICES_STREAM).ledger.totals()["records_drained"]
     accepted = sum(null_counts(layout.table(name), ["reason"])["reason"] for name in BRONZE)
@@ -215,19 +259,42 @@ def invoice_checks(
         passed=not any(nulls.values()),
         metadata={f"null_{column}": count for column, count in nulls.items()},
     )
-    yield _warning(
-        TOTALS_ADD_UP,
-        "invoice_line_items",
-        new.totals_differ == 0,
-        f"{new.totals_differ} of {new.records} new records have line totals that do not add up to TotalAmount",
-        {"records": new.records, "differ": new.totals_differ, "invoice_numbers": new.totals_differ_in},
-    )
+    actions = {rule.name: rule.action for rule in expectations()}
+    for name, action in actions.items():
+        count = new.not_met.get(name, 0)
+        yield _warning(
+            name,
+            "invoice_line_items",
+            count == 0,
+            f"{count} of {new.records} new records do not meet it",
+            {
+                "records": new.records,
+                "not_met": count,
+                "action": action,
+                "invoice_numbers": new.not_met_by.get(name, []),
+            },
+        )
     yield _warning(
         NOT_RESENT,
         "invoice_line_items",
         new.resent == 0,
         f"{new.resent} invoice numbers of the new records came more than once",
         {"resent": new.resent, "invoice_numbers": new.resent_numbers},
+    )
+    yield _warning(
+        REPEATS_AGREE,
+        "invoice_line_items",
+        new.conflicts == 0,
+        f"{new.conflicts} invoice numbers of the new records came more than once with other content; all are kept",
+        {"conflicts": new.conflicts, "invoice_numbers": new.conflicting_numbers},
+    )
+    unknown = ", ".join(f"{name} in {count}" for name, count in new.unknown_fields.items())
+    yield _warning(
+        ALL_DECLARED,
+        "invoice_line_items",
+        not new.unknown_fields,
+        f"fields of the new records that were not declared, kept in rescued_data: {unknown or 'none'}",
+        {"fields": dg.MetadataValue.json(new.unknown_fields)},
     )
     share = new.quarantined / new.records if new.records else 0.0
     yield _warning(

@@ -50,12 +50,12 @@ LANDED_INVOICE: tuple[Column, ...] = (
     Column("NumberOfItems", "int", "How many line items the invoice says it has", required=True),
     Column("PaymentMethod", "string", "CARD or CASH", required=True),
     Column("TaxableAmount", MONEY, "Amount taxed, in rupees"),
-    Column("CGST", TAX, "Central tax, in rupees"),
-    Column("SGST", TAX, "State tax, in rupees"),
-    Column("CESS", TAX, "Cess, in rupees"),
+    Column("CGST", TAX, "Central tax, in rupees", rounded=True),
+    Column("SGST", TAX, "State tax, in rupees", rounded=True),
+    Column("CESS", TAX, "Cess, in rupees", rounded=True),
     Column("DeliveryType", "string", "HOME-DELIVERY or TAKEAWAY", required=True),
-    Column("DeliveryAddress", _struct(DELIVERY_ADDRESS), "Where to; none for TAKEAWAY"),
-    Column("InvoiceLineItems", f"array<{_struct(LINE_ITEM)}>", "What was bought", required=True),
+    Column("DeliveryAddress", _struct(DELIVERY_ADDRESS), "Where to; none for TAKEAWAY", fields=DELIVERY_ADDRESS),
+    Column("InvoiceLineItems", f"array<{_struct(LINE_ITEM)}>", "What was bought", required=True, fields=LINE_ITEM),
 )
 """One JSON document a line, UTF-8. `required` columns are checked on every record."""
 
@@ -66,7 +66,15 @@ ANY_SOURCE = Column(
 )
 ANY_INGESTED_AT = Column("ingested_at", "timestamp", "When its file was admitted, or it was read from Kafka (UTC)")
 REASON = Column("reason", "string", "Why the record was not valid; null for a valid one")
-RAW = Column("raw", "string", "The landed line when it was not valid, bytes that are no UTF-8 replaced; else null")
+RAW = Column(
+    "raw",
+    "string",
+    "The landed line when it was not valid, bytes that are no UTF-8 replaced, and cut short when it was too long; else null",
+)
+WARNINGS = Column(
+    "warnings", "array<string>", "Names of the expectations that a valid record does not meet; null for none"
+)
+RESCUED = Column("rescued_data", "string", "Fields of a valid record that were not declared, as JSON; null for none")
 
 KAFKA_PLACE: tuple[Column, ...] = (
     Column("topic", "string", "Kafka topic it came from; null for a file"),
@@ -74,8 +82,12 @@ KAFKA_PLACE: tuple[Column, ...] = (
     Column("offset", "bigint", "Offset in the partition; null for a file"),
 )
 
+CONTENT = Column(
+    "content_hash", "bigint", "Hash of all landed fields of a valid record: the same when it is sent again as it was"
+)
+
 # Null in an invalid record, so that no half-read document passes for an invoice.
-_LANDED_OR_NULL = tuple(Column(c.name, c.type, c.comment) for c in LANDED_INVOICE)
+_LANDED_OR_NULL = (*(Column(c.name, c.type, c.comment) for c in LANDED_INVOICE), WARNINGS, RESCUED, CONTENT)
 
 INVOICES = Table(
     "invoices",

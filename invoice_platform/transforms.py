@@ -5,18 +5,16 @@ pyspark is imported inside the functions, so that a declaration that names one c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from invoice_platform.schemas import KAFKA_PLACE, LANDED_INVOICE, LINE_ITEM
-from invoice_platform.streaming.json_lines import BLANK, from_json, one_document
+from invoice_platform.expectations import RAW_CHARACTERS, VARIABLE, Expectation, expectations
+from invoice_platform.schemas import KAFKA_PLACE, LANDED_INVOICE
+from invoice_platform.streaming.json_lines import BLANK, read_records
+from invoice_platform.streaming.settings import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
-
-_CORRUPT = "_corrupt"
-# One time in the year 9999 would close every window of the sums by event time, for good.
-OLDEST_MS = 946_684_800_000
-AHEAD_MS = 86_400_000
 
 REWARD_SHARE = "0.02"
 """Points for each rupee, as an SQL decimal of two decimals: nothing is rounded."""
@@ -32,32 +30,33 @@ WINDOWS_OF_AN_ITEM = 4
 """In how many windows a line item is: an hour by a quarter."""
 
 
-def _reason(text: str, record: str) -> Column:
-    """Why a text is not a valid invoice, or null; the first that holds wins. Looks at the column `ingested_at`, too."""
-    from pyspark.sql import functions as F
+def _rule_reason(rules: Sequence[Expectation]) -> str:
+    """SQL: the first rule that a record does not meet and may not pass with, as a reason; null for none."""
+    cases = []
+    for rule in rules:
+        if rule.action == "warn":
+            continue
+        said = f"'rule {rule.name}: {rule.says}'"
+        if rule.action == "fail":
+            said = (
+                f"raise_error(concat('expectation {rule.name} is set to fail, and a record of ', source_file, ' does not meet it: "
+                f"{rule.says}. Nothing of its micro-batch was written: set another action in {VARIABLE}, or mend the source'))"
+            )
+        cases.append(f"WHEN NOT coalesce({rule.holds}, false) THEN {said}")
+    return f"CASE {' '.join(cases)} END" if cases else "CAST(NULL AS STRING)"
 
-    missing = [f"IF({record}.{c.name} IS NULL, '{c.name}', NULL)" for c in LANDED_INVOICE if c.required]
-    item = " OR ".join(f"item.{c.name} IS NULL" for c in LINE_ITEM if c.required)
-    named = ", ".join(c.name for c in LINE_ITEM if c.required)
-    return F.expr(
-        f"""CASE
-          WHEN NOT is_valid_utf8({text}) THEN 'not valid UTF-8'
-          WHEN {record} IS NULL OR {record}.{_CORRUPT} IS NOT NULL
-            THEN 'not a JSON document of the declared fields and types'
-          WHEN NOT {one_document(text)} THEN 'more than one JSON document, or text after it, on the line'
-          WHEN concat_ws(', ', {", ".join(missing)}) <> ''
-            THEN concat('missing: ', concat_ws(', ', {", ".join(missing)}))
-          WHEN {record}.CreatedTime NOT BETWEEN {OLDEST_MS} AND unix_millis(ingested_at) + {AHEAD_MS}
-            THEN 'CreatedTime is before 2000 or a day and more after the record came: not milliseconds since 1970'
-          WHEN size({record}.InvoiceLineItems) = 0 THEN 'no line items'
-          WHEN exists({record}.InvoiceLineItems, item -> item IS NULL OR {item})
-            THEN 'a line item lacks one of {named}'
-        END"""
+
+def _warnings(rules: Sequence[Expectation]) -> str:
+    """SQL: names of the rules that only warn and that a record does not meet; null for none."""
+    names = ", ".join(
+        f"IF(coalesce({rule.holds}, false), NULL, '{rule.name}')" for rule in rules if rule.action == "warn"
     )
+    broken = f"filter(array({names}), name -> name IS NOT NULL)" if names else "CAST(array() AS array<string>)"
+    return f"nullif({broken}, CAST(array() AS array<string>))"
 
 
 def _parsed(records: DataFrame, *kept: str, sooner: Column | None = None) -> DataFrame:
-    """Records with their text in `value`: the columns `kept`, `reason` and `raw`, and the landed fields.
+    """Records with their text in `value`: the columns `kept`, `reason` and `raw`, the landed fields and what is said of them.
 
     Parameters
     ----------
@@ -66,16 +65,26 @@ def _parsed(records: DataFrame, *kept: str, sooner: Column | None = None) -> Dat
     """
     from pyspark.sql import functions as F
 
-    reason = _reason("value", "parsed")
+    rules = expectations()
+    read = read_records(records, LANDED_INVOICE, MAX_RECORD_BYTES)
+    fault = F.col("fault") if sooner is None else F.coalesce(sooner, F.col("fault"))
     return (
-        records.withColumn("parsed", from_json("value", LANDED_INVOICE, _CORRUPT))
-        .withColumn("reason", reason if sooner is None else F.coalesce(sooner, reason))
-        .withColumn("record", F.when(F.col("reason").isNull(), F.col("parsed")))
+        # The fields by their own names, so that a rule reads as what it says.
+        read.select(*kept, "value", fault.alias("fault"), "rescued", "record.*")
+        .withColumn("reason", F.coalesce("fault", F.when(F.col("fault").isNull(), F.expr(_rule_reason(rules)))))
         .select(
             *kept,
             "reason",
-            F.when(F.col("reason").isNotNull(), F.expr("make_valid_utf8(value)")).alias("raw"),
-            *(F.col(f"record.{c.name}").alias(c.name) for c in LANDED_INVOICE),
+            F.when(
+                F.col("reason").isNotNull(),
+                F.expr(
+                    f"make_valid_utf8(IF(octet_length(value) > {MAX_RECORD_BYTES}, left(value, {RAW_CHARACTERS}), value))"
+                ),
+            ).alias("raw"),
+            *(F.when(F.col("reason").isNull(), F.col(c.name)).alias(c.name) for c in LANDED_INVOICE),
+            F.when(F.col("reason").isNull(), F.expr(_warnings(rules))).alias("warnings"),
+            F.when(F.col("reason").isNull(), F.col("rescued")).alias("rescued_data"),
+            F.when(F.col("reason").isNull(), F.xxhash64(*(c.name for c in LANDED_INVOICE))).alias("content_hash"),
         )
     )
 

@@ -104,7 +104,7 @@ def test_checks_pass_on_what_is_whole_and_warn_of_what_is_odd(platform: Platform
     assert found["no_null_keys"].passed
     totals = found["line_totals_add_up"]
     assert (totals.passed, totals.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert (totals.metadata["differ"].value, totals.metadata["invoice_numbers"].value) == (1, ["2"])
+    assert (totals.metadata["not_met"].value, totals.metadata["invoice_numbers"].value) == (1, ["2"])
     resent = found["invoice_numbers_sent_once"]
     assert (resent.passed, resent.metadata["invoice_numbers"].value) == (False, ["1"])
     share = found["quarantine_share"]

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from invoice_platform.errors import PlatformError
+from invoice_platform.expectations import MAX_LINE_ITEMS, RAW_CHARACTERS
 from invoice_platform.generate import InvoiceGenerator
 from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, KAFKA_INVOICES, QUARANTINED_INVOICES
+from invoice_platform.streaming.settings import MAX_RECORD_BYTES
 from invoice_platform.streaming.tables import Table
 from invoice_platform.transforms import (
     count_words,
@@ -87,32 +90,62 @@ def test_a_valid_record_is_kept_as_landed_without_its_raw_text(spark: SparkSessi
     assert row.InvoiceLineItems[0].ItemPrice == Decimal("10.50")
 
 
+NO_MONEY = "is not a number of at most 16 digits before the point and 2 after it"
 INVALID: list[tuple[str | bytes, str]] = [
     (GOOD + GOOD, "more than one JSON document"),
     (GOOD + "," + GOOD, "more than one JSON document"),
     (GOOD + " junk", "more than one JSON document"),
     (GOOD[:-20], "not a JSON document"),
-    (f"[{GOOD}]", "not a JSON document"),
-    ("[]", "not a JSON document"),
-    ("3", "not a JSON document"),
-    ('"x"', "not a JSON document"),
-    ("null", "not a JSON document"),
+    (f"[{GOOD}]", "not a JSON object"),
+    ("[]", "not a JSON object"),
+    ("3", "not a JSON object"),
+    ('"x"', "not a JSON object"),
+    ("null", "not a JSON object"),
     (GOOD.replace('"', "'"), "not a JSON document"),
-    ("\ufeff" + GOOD, "not a JSON document"),
-    (GOOD.replace("STR1000", "STR\x001000"), "not a JSON document"),
+    ("\ufeff" + GOOD, "not a JSON document: a byte order mark stands before it"),
+    (GOOD.replace("STR1000", "STR\x001000"), "not a JSON document: there are NUL bytes in it"),
+    ("\x00\x00\x00", "not a JSON document: there are NUL bytes in it"),
+    ('{"a": ' * 1_100 + "1" + "}" * 1_100, "not a JSON document, or one nested over 1,000 levels deep"),
+    ("[" * 100_000, "not a JSON document, or one nested over 1,000 levels deep"),
     (GOOD.encode().replace(b"STR1000", b"STR\xff\xfe"), "not valid UTF-8"),
-    (GOOD.replace("1709294400000", '"yesterday"'), "not a JSON document"),
-    (GOOD.replace("1709294400000", "1.5"), "not a JSON document"),
-    (GOOD.replace("1709294400000", "99999999999999999999"), "not a JSON document"),
-    (GOOD.replace('"ItemQty": 1', '"ItemQty": 1.5'), "not a JSON document"),
+    (GOOD.replace("STR1000", "\\ud83d"), "half of a surrogate pair"),
+    (GOOD.replace("1709294400000", '"yesterday"'), "CreatedTime is not a whole number of 64 bits"),
+    (GOOD.replace("1709294400000", "1.5"), "CreatedTime is not a whole number of 64 bits"),
+    (GOOD.replace("1709294400000", "99999999999999999999"), "CreatedTime is not a whole number of 64 bits"),
+    (GOOD.replace('"ItemQty": 1', '"ItemQty": 1.5'), "InvoiceLineItems[0].ItemQty is not a whole number of 32 bits"),
+    (GOOD.replace('"ItemQty": 1', '"ItemQty": 2147483648'), "InvoiceLineItems[0].ItemQty is not a whole number"),
+    (GOOD.replace('"ItemQty": 1', '"ItemQty": "1"'), "InvoiceLineItems[0].ItemQty is not a whole number"),
     (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": NaN'), "not a JSON document"),
-    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 1e400'), "not a JSON document"),
-    ("{}", "missing: InvoiceNumber, CreatedTime, StoreID"),
-    (json.dumps(invoice("1", StoreID=None)), "missing: StoreID"),
-    (GOOD.replace("InvoiceNumber", "invoicenumber"), "missing: InvoiceNumber"),
-    (json.dumps(invoice("1") | {"InvoiceLineItems": []}), "no line items"),
-    (GOOD.replace('"InvoiceLineItems": [', '"InvoiceLineItems": [null, '), "a line item lacks one of"),
-    (GOOD.replace('"ItemCode": "458", ', ""), "a line item lacks one of"),
+    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 1e400'), f"TotalAmount {NO_MONEY}"),
+    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 1e100000000'), f"TotalAmount {NO_MONEY}"),
+    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 100.001'), f"TotalAmount {NO_MONEY}"),
+    (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": "100.0"'), f"TotalAmount {NO_MONEY}"),
+    (GOOD.replace('"ItemPrice": 100.0', '"ItemPrice": 99.999'), f"InvoiceLineItems[0].ItemPrice {NO_MONEY}"),
+    (GOOD.replace('"STR1000"', "1000"), "StoreID is not a string"),
+    (GOOD.replace('"STR1000"', '{"a": 1}'), "StoreID is not a string"),
+    (GOOD.replace('"STR1000"', '"a", "StoreID": "b"'), "a key is repeated: StoreID"),
+    (
+        GOOD.replace('"ItemCode": "458"', '"ItemCode": "1", "ItemCode": "1"'),
+        "a key is repeated: InvoiceLineItems.ItemCode",
+    ),
+    (
+        GOOD.replace('"STR1000"', '"a", "new": {"b": 1, "b": 2}'),
+        "a key is repeated within a field that was not declared",
+    ),
+    ("{}", "InvoiceNumber is missing; CreatedTime is missing; StoreID is missing"),
+    (json.dumps(invoice("1", StoreID=None)), "StoreID is missing"),
+    (GOOD.replace('"STR1000"', "null"), "StoreID is missing"),
+    (
+        GOOD.replace("InvoiceNumber", "invoicenumber"),
+        "InvoiceNumber is missing; invoicenumber is a declared field in another",
+    ),
+    (GOOD.replace("CGST", "cgst"), "cgst is a declared field in another case"),
+    (json.dumps(invoice("1") | {"InvoiceLineItems": []}), "rule has_line_items: no line items"),
+    (GOOD.replace('"InvoiceLineItems": [', '"InvoiceLineItems": [null, '), "InvoiceLineItems[0] is not an object"),
+    (GOOD.replace('"ItemCode": "458", ', ""), "InvoiceLineItems[0].ItemCode is missing"),
+    (GOOD.replace('"ItemQty": 1', '"ItemQty": -1'), "rule quantities_are_not_negative"),
+    (GOOD.replace("1709294400000", "1709294400"), "rule created_time_is_plausible"),
+    (GOOD.replace("1709294400000", "1700000000000000"), "rule created_time_is_plausible"),
 ]
 
 
@@ -139,6 +172,70 @@ def test_an_invalid_line_keeps_its_text_and_says_why(
     assert row.InvoiceNumber is None, "no half-read document passes for an invoice"
     assert (quarantined.raw, quarantined.reason) == (row.raw, row.reason)
     assert items == 0
+
+
+def test_what_is_accepted_is_stored_as_it_was_landed_however_it_was_written(spark: SparkSession) -> None:
+    shuffled = json.dumps(dict(reversed(invoice("1").items())), indent=None, separators=(" , ", " : "))
+    for line, total in (
+        (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 9999999999999999.99'), "9999999999999999.99"),
+        (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 1.2345678E7'), "12345678.00"),
+        (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 12.500000'), "12.50"),
+        (GOOD.replace('"TotalAmount": 100.0', '"TotalAmount": 7'), "7.00"),
+        (GOOD.replace('"CARD"', '"C\\u0041RD"'), "100.00"),
+        (shuffled, "100.00"),
+    ):
+        (row,) = parse(spark, line)
+        assert (row.reason, row.TotalAmount, row.PaymentMethod) == (None, Decimal(total), "CARD")
+
+
+def test_fields_that_nobody_declared_are_kept_in_the_shape_that_they_had(spark: SparkSession) -> None:
+    address = {"City": "Pune", "Landmark": "the old mill"}
+    document = invoice("1", item(), item() | {"Colour": "red"}, DeliveryAddress=address, Gift=True, Weight=1.25)
+    plain, odd = parse(spark, GOOD, json.dumps(document))
+    assert plain.rescued_data is None
+    assert json.loads(odd.rescued_data) == {
+        "Gift": True,
+        "Weight": 1.25,
+        "DeliveryAddress": {"Landmark": "the old mill"},
+        "InvoiceLineItems": [{}, {"Colour": "red"}],
+    }
+    assert (odd.DeliveryAddress.City, len(odd.InvoiceLineItems), odd.reason) == ("Pune", 2, None)
+
+
+def test_a_record_that_breaks_a_rule_is_warned_of_set_aside_or_fails_as_the_rule_is_set(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = json.dumps(invoice("1", NumberOfItems=5, TotalAmount=1.5))
+    (row,) = parse(spark, odd)
+    assert (row.reason, row.warnings) == (None, ["number_of_items_agrees", "line_totals_add_up"])
+    monkeypatch.setenv("INVOICE_PLATFORM_EXPECTATIONS", "number_of_items_agrees=quarantine")
+    (row,) = parse(spark, odd)
+    assert (row.reason, row.warnings) == (
+        "rule number_of_items_agrees: NumberOfItems is not the number of line items",
+        None,
+    )
+    monkeypatch.setenv("INVOICE_PLATFORM_EXPECTATIONS", "line_totals_add_up=fail")
+    with pytest.raises(
+        Exception, match=r"expectation line_totals_add_up is set to fail, and a record of 000001/x\.json"
+    ):
+        parse(spark, odd)
+    assert parse(spark, GOOD)[0].reason is None
+    monkeypatch.setenv("INVOICE_PLATFORM_EXPECTATIONS", "line_totals=fail")
+    with pytest.raises(
+        PlatformError, match=r"INVOICE_PLATFORM_EXPECTATIONS: 'line_totals=fail' is not <rule>=<action>"
+    ):
+        parse(spark, GOOD)
+
+
+def test_long_records_and_many_line_items_have_limits(spark: SparkSession) -> None:
+    many = json.dumps(invoice("1", *[item()] * MAX_LINE_ITEMS))
+    more = json.dumps(invoice("1", *[item()] * (MAX_LINE_ITEMS + 1)))
+    long = json.dumps(invoice("1", CashierID="x" * MAX_RECORD_BYTES))
+    good, over, cut = parse(spark, many, more, long)
+    assert (good.reason, len(good.InvoiceLineItems)) == (None, 10_000)
+    assert over.reason == "rule not_too_many_line_items: more than 10000 line items"
+    assert cut.reason == f"longer than a record may be: {len(long)} bytes, the limit is {MAX_RECORD_BYTES}"
+    assert cut.raw == long[:RAW_CHARACTERS]
 
 
 def test_blank_lines_are_no_records_and_a_carriage_return_does_no_harm(spark: SparkSession) -> None:

@@ -1,7 +1,19 @@
-"""Lines of JSON in Spark SQL, read so that nothing wrong passes for right."""
+"""Lines of JSON, read so that nothing wrong passes for right, and what is wrong is named.
+
+Spark's own `from_json` says nothing of a second document on the line, a repeated key, a key in another case, a field that nobody
+declared, a string for a number or a number for a string, and rounds what has too many decimals. So a line is read in one of two
+ways, with the same result:
+
+- A *plain* line is written just as declared: the fields in their order, no escape, no exponent, nothing else. One regular
+  expression, made from the declaration, tells; `from_json` then has nothing to misread. That is how tills write, and it is fast.
+- Any other line becomes a VARIANT, which keeps every number to its last digit and refuses repeated keys, and each declared
+  field of it is looked at. That takes about four times as long.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,9 +21,21 @@ from invoice_platform.streaming.tables import Column
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import DataFrame
 
 BLANK = r"\A\s*\z"
 """A line that holds nothing, as a regular expression."""
+PLAIN_BYTES = 8_192
+"""A longer line is not plain: Java's regular expressions take stack with each repetition."""
+FAULTS_NAMED = 5
+"""Fields that a reason names, at most."""
+_HUGE_EXPONENT = r"[0-9][eE][+-]?[0-9]{4}"
+"""Spark takes minutes to find that 1e100000000 is too large for a decimal."""
+_SURROGATE = r"\\\\u[dD][89a-fA-F]"
+"""As an SQL literal holds it."""
+# JSON has neither; Spark takes both unless told.
+_STRICT = {"allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
+_STRICT_SQL = f"map({', '.join(f'{name!r}, {value!r}' for name, value in _STRICT.items())})"
 
 
 def one_document(line: str) -> str:
@@ -24,16 +48,262 @@ def one_document(line: str) -> str:
 
 
 def from_json(
-    line: str, columns: Sequence[Column], corrupt: str, options: Mapping[str, str] | None = None
+    line: str, columns: Sequence[Column], corrupt: str | None = None, options: Mapping[str, str] | None = None
 ) -> SparkColumn:
-    """A struct of `columns`, with the text in `corrupt` when the line is not JSON of those columns and types."""
+    """A struct of `columns`, with the text in `corrupt` when the line is not JSON of those columns and types.
+
+    Null for a line with a number of an exponent of four digits.
+    """
     from pyspark.sql import functions as F
 
-    schema = ", ".join(c.ddl for c in columns) + f", `{corrupt}` string"
-    strict = {
-        "columnNameOfCorruptRecord": corrupt,
-        # JSON has neither; Spark takes both unless told.
-        "allowSingleQuotes": "false",
-        "allowNonNumericNumbers": "false",
-    }
-    return F.from_json(line, schema, strict | dict(options or {}))
+    schema = ", ".join(c.ddl for c in columns)
+    if corrupt is None:
+        return F.from_json(line, schema, _STRICT)
+    named = {"columnNameOfCorruptRecord": corrupt}
+    parsed = F.from_json(line, f"{schema}, `{corrupt}` string", _STRICT | named | dict(options or {}))
+    return F.when(~F.col(line).rlike(_HUGE_EXPONENT), parsed)
+
+
+def read_records(lines: DataFrame, columns: Sequence[Column], max_bytes: int) -> DataFrame:
+    """Lines in `value` (string) with three columns more, of which `fault` or `record` is null and the other is not.
+
+    Parameters
+    ----------
+    columns : sequence of Column
+        What a line holds: `string`, `int`, `bigint`, `decimal`, structs and arrays of structs of these, by `fields`.
+    max_bytes : int
+        A longer line is a fault.
+
+    Returns
+    -------
+    DataFrame
+        `record` (struct of `columns`), `fault` (string: why the line is no such record, naming the fields) and `rescued`
+        (string: the fields of a record that nobody declared, as a JSON document of the same shape; null for none).
+    """
+    from pyspark.sql import functions as F
+
+    struct = f"STRUCT<{', '.join(f'`{c.name}`: {c.type}' for c in columns)}>"
+    plain = F.expr(f"octet_length(value) <= {PLAIN_BYTES} AND is_valid_utf8(value)") & F.col("value").rlike(
+        plain_line(columns)
+    )
+    odd = F.expr(
+        f"IF(plain OR octet_length(value) > {max_bytes} OR NOT is_valid_utf8(value), NULL, try_parse_json(value))"
+    )
+    return (
+        lines.withColumn("plain", plain)
+        .withColumn("odd", odd)
+        .withColumn("fault", F.when(~F.col("plain"), F.expr(_fault(columns, max_bytes))))
+        .withColumn(
+            "record",
+            F.when(F.col("plain"), from_json("value", columns)).when(
+                F.col("fault").isNull(), F.expr(f"CAST(odd AS {struct})")
+            ),
+        )
+        .withColumn(
+            "rescued",
+            F.when(
+                ~F.col("plain") & F.col("fault").isNull(),
+                F.expr(f"nullif(to_json({_unknown('odd', columns)}), '{{}}')"),
+            ),
+        )
+        .drop("plain", "odd")
+    )
+
+
+def plain_line(columns: Sequence[Column]) -> str:
+    """A regular expression (Java's) of a whole line that is written just as declared."""
+    return rf"\A[ \t\r]*+{_plain_object(columns)}[ \t\r]*+\z"
+
+
+def _plain_object(columns: Sequence[Column]) -> str:
+    fields = ""
+    for position, column in enumerate(columns):
+        comma = ", ?+" if position else ""
+        value = _plain_value(column)
+        if column.required:
+            fields += rf'{comma}"{column.name}": ?+{value}'
+        else:
+            fields += rf'(?:{comma}"{column.name}": ?+(?:null|{value}))?+'
+    return rf"\{{{fields}\}}"
+
+
+def _plain_value(column: Column) -> str:
+    if column.type == "string":
+        return r'"[^"\\\x00-\x1f]*+"'
+    if column.fields:
+        one = _plain_object(column.fields)
+        return rf"\[{one}(?:, ?+{one})*+\]" if column.is_array else one
+    whole, decimals = _digits(column)
+    if decimals == 0:
+        return _plain_whole(whole)
+    # A rounded one may gain a digit.
+    return (
+        rf"{_plain_whole(whole - 1)}(?:\.[0-9]++)?+"
+        if column.rounded
+        else rf"{_plain_whole(whole)}(?:\.[0-9]{{1,{decimals}}}+0*+)?+"
+    )
+
+
+def _plain_whole(digits: int) -> str:
+    return rf"-?+(?:0|[1-9][0-9]{{0,{digits - 1}}}+)"
+
+
+def _digits(column: Column) -> tuple[int, int]:
+    """Digits that a number may have before the point for certain, and after it."""
+    if (match := re.fullmatch(r"decimal\((\d+),\s*(\d+)\)", column.type)) is not None:
+        return int(match[1]) - int(match[2]), int(match[2])
+    return {"int": (9, 0), "bigint": (18, 0)}[column.type]
+
+
+def _fault(columns: Sequence[Column], max_bytes: int) -> str:
+    """SQL: why a line that is not plain, a VARIANT in `odd`, is no record of `columns`; null when it is one."""
+    faults = _faults("odd", columns, "''")
+    return f"""CASE
+        WHEN NOT is_valid_utf8(value) THEN 'not valid UTF-8'
+        WHEN octet_length(value) > {max_bytes}
+          THEN concat('longer than a record may be: ', octet_length(value), ' bytes, the limit is {max_bytes}')
+        WHEN odd IS NULL THEN {_no_variant(columns)}
+        WHEN NOT {one_document("value")} THEN 'more than one JSON document, or text after it, on the line'
+        WHEN schema_of_variant(odd) NOT LIKE 'OBJECT<%' THEN 'not a JSON object'
+        ELSE nullif(concat_ws('; ', slice({faults}, 1, {FAULTS_NAMED})), '')
+      END"""
+
+
+def _let(name: str, value: str, expression: str) -> str:
+    """SQL: `expression` with `value`, computed once, under a name. A plan that repeats it costs seconds to make."""
+    return f"transform(array({value}), {name} -> {expression})[0]"
+
+
+def _no_variant(columns: Sequence[Column]) -> str:
+    """SQL: why a text became no VARIANT. Spark gives no reason; a repeated key is the one that `from_json` passes over."""
+    nested = [c for c in columns if c.fields]
+    # The texts of all objects, each with the path to it.
+    texts = ["array(named_struct('path', '', 'text', value))"]
+    for c in nested:
+        of_type = "array<string>" if c.is_array else "string"
+        text = f"from_json(value, '`{c.name}` {of_type}').`{c.name}`"
+        each = text if c.is_array else f"array({text})"
+        texts.append(f"transform(coalesce({each}, array()), text -> named_struct('path', '{c.name}.', 'text', text))")
+    keys = "coalesce(json_object_keys(object.text), array())"
+    twice = "filter(array_distinct(keys), key -> size(filter(keys, other -> other = key)) > 1)"
+    each = _let("keys", keys, f"transform({twice}, key -> concat(object.path, key))")
+    found = f"array_distinct(flatten(transform(concat({', '.join(texts)}), object -> {each})))"
+    return f"""CASE
+          WHEN contains(value, char(0)) THEN 'not a JSON document: there are NUL bytes in it'
+          WHEN startswith(value, '\\uFEFF') THEN 'not a JSON document: a byte order mark stands before it'
+          WHEN from_json(value, 'map<string, string>', {_STRICT_SQL}) IS NULL
+            THEN 'not a JSON document, or one nested over 1,000 levels deep'
+          ELSE coalesce(
+            concat('a key is repeated: ', nullif(concat_ws(', ', {found}), '')),
+            IF(value RLIKE '{_SURROGATE}', 'half of a surrogate pair is in it, which is no character', NULL),
+            'a key is repeated within a field that was not declared')
+        END"""
+
+
+def _faults(at: str, columns: Sequence[Column], path: str) -> str:
+    """SQL: an array of what is wrong with the object `at` (VARIANT), field by field; `path` (SQL) leads to it."""
+    names = ", ".join(f"'{c.name}'" for c in columns)
+    lower = ", ".join(f"'{c.name.lower()}'" for c in columns)
+    other_case = f"filter(map_keys(fields), key -> key NOT IN ({names}) AND lower(key) IN ({lower}))"
+    fault = f"""CASE
+        WHEN kind IS NULL OR kind = 'VOID' THEN IF(field.required, concat({path}, field.name, ' is missing'), NULL)
+        WHEN NOT coalesce({_FITS}, false) THEN concat({path}, field.name, ' is not ', field.words) END"""
+    of_field = _let("kind", "schema_of_variant(fields[field.name])", fault)
+    own = _let(
+        "fields",
+        f"coalesce(try_variant_get({at}, '$', 'map<string,variant>'), map())",
+        f"concat(transform({_as_data(columns)}, field -> {of_field}), "
+        f"transform({other_case}, key -> concat({path}, key, ' is a declared field in another case')))",
+    )
+    parts = [f"filter({own}, fault -> fault IS NOT NULL)"]
+    for c in columns:
+        value = f"variant_get({at}, '$.{c.name}')"
+        if c.is_struct:
+            inner = _faults(value, c.fields, f"concat({path}, '{c.name}.')")
+            parts.append(f"IF(schema_of_variant({value}) LIKE 'OBJECT<%', {inner}, array())")
+        elif c.is_array:
+            place = f"concat({path}, '{c.name}[', place, ']')"
+            inner = _faults("item", c.fields, f"concat({place}, '.')")
+            each = f"IF(schema_of_variant(item) LIKE 'OBJECT<%', {inner}, array(concat({place}, ' is not an object')))"
+            items = f"try_variant_get({value}, '$', 'array<variant>')"
+            parts.append(f"flatten(transform(coalesce({items}, array()), (item, place) -> {each}))")
+    return f"concat({', '.join(parts)})"
+
+
+_FITS = """CASE field.type
+          WHEN 'string' THEN kind = 'STRING'
+          WHEN 'struct' THEN kind LIKE 'OBJECT<%'
+          WHEN 'array' THEN kind LIKE 'ARRAY<%'
+          WHEN 'int' THEN kind = 'BIGINT' AND try_variant_get(fields[field.name], '$', 'int') IS NOT NULL
+          WHEN 'bigint' THEN kind = 'BIGINT'
+          ELSE (kind IN ('BIGINT', 'DOUBLE') OR kind LIKE 'DECIMAL(%')
+            AND abs(try_variant_get(fields[field.name], '$', 'decimal(38,4)')) < field.limit
+            AND (field.rounded OR CASE
+              WHEN kind = 'BIGINT' THEN true
+              WHEN kind <> 'DOUBLE' THEN CAST(regexp_extract(kind, ',([0-9]+)', 1) AS INT) <= field.decimals
+              -- A number with an exponent, or of over 38 digits.
+              ELSE NOT value RLIKE '[0-9][0-9.]{37}'
+                AND try_variant_get(fields[field.name], '$', 'decimal(38,10)') % field.step = 0
+                AND CAST(try_variant_get(fields[field.name], '$', 'decimal(38,10)') AS DOUBLE)
+                  = try_variant_get(fields[field.name], '$', 'double') END)
+        END"""
+"""SQL: whether a VARIANT, `fields[field.name]` of the type `kind`, is to the last digit a value of the type of `field`."""
+
+
+def _as_data(columns: Sequence[Column]) -> str:
+    """SQL: what `_FITS` has to know of columns, as an array of structs; one literal, because plans are made anew so often."""
+    described = []
+    for c in columns:
+        whole, decimals = _digits(c) if c.type.startswith("decimal") else (0, 0)
+        described.append(
+            {
+                "name": c.name,
+                "type": "array" if c.is_array else "struct" if c.is_struct else "decimal" if decimals else c.type,
+                "required": c.required,
+                "rounded": c.rounded,
+                "decimals": decimals,
+                "step": f"{10**-decimals:.{decimals}f}",
+                # What rounds to this has a digit too many.
+                "limit": f"{10**whole - 1}.99995" if c.rounded else f"{10**whole}",
+                "words": _words(c),
+            }
+        )
+    return f"from_json('{json.dumps(described)}', '{_DESCRIBED}')"
+
+
+_DESCRIBED = (
+    "array<struct<name: string, type: string, required: boolean, rounded: boolean, decimals: int, step: decimal(38,10), "
+    "limit: decimal(38,5), words: string>>"
+)
+
+
+def _words(column: Column) -> str:
+    """What a value should be, for a person."""
+    if column.is_array:
+        return "an array"
+    if column.is_struct:
+        return "an object"
+    if column.type == "string":
+        return "a string"
+    if column.type in ("int", "bigint"):
+        return f"a whole number of {32 if column.type == 'int' else 64} bits"
+    whole, decimals = _digits(column)
+    return f"a number of at most {whole} digits before the point{'' if column.rounded else f' and {decimals} after it'}"
+
+
+def _unknown(at: str, columns: Sequence[Column]) -> str:
+    """SQL: a map of the fields of the object `at` (VARIANT) that nobody declared, in the shape that they were in."""
+    names = ", ".join(f"'{c.name}'" for c in columns)
+    parts = [f"map_filter(try_variant_get({at}, '$', 'map<string,variant>'), (k, v) -> k NOT IN ({names}))"]
+    for c in columns:
+        value = f"variant_get({at}, '$.{c.name}')"
+        if c.is_struct:
+            inner, some = _unknown(value, c.fields), "size(inner) > 0"
+        elif c.is_array:
+            items = f"try_variant_get({value}, '$', 'array<variant>')"
+            inner, some = f"transform({items}, item -> {_unknown('item', c.fields)})", "exists(inner, i -> size(i) > 0)"
+        else:
+            continue
+        found = f"IF({some}, map('{c.name}', to_variant_object(inner)), CAST(map() AS map<string,variant>))"
+        parts.append(f"coalesce({_let('inner', inner, found)}, CAST(map() AS map<string,variant>))")
+    return f"map_concat({', '.join(parts)})" if len(parts) > 1 else parts[0]

@@ -27,6 +27,18 @@ class Column:
     comment: str
     required: bool = False
     """In a landed record: a record without it is quarantined. In a table: NOT NULL."""
+    fields: tuple[Column, ...] = ()
+    """Of a struct, or of the structs in an array: the fields that `type` names."""
+    rounded: bool = False
+    """In a landed record: a number of more decimals is rounded half up, not refused."""
+
+    @property
+    def is_array(self) -> bool:
+        return self.type.startswith("array<")
+
+    @property
+    def is_struct(self) -> bool:
+        return bool(self.fields) and not self.is_array
 
     @property
     def ddl(self) -> str:
