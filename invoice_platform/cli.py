@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +27,10 @@ from invoice_platform.orchestrate import UI_PORT
 from invoice_platform.server import CONNECT_PORT
 from invoice_platform.streaming.kafka import KafkaConnection, LocalBroker, create_topic
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.terminal import cell, json_line, visible
+
+if TYPE_CHECKING:
+    from invoice_platform.quarantine import SentAgain
 
 app = typer.Typer(
     help="Invoices and texts, as they land, into tables people can query.",
@@ -302,6 +307,8 @@ def status(
             out.print(where, markup=False, highlight=False, soft_wrap=True)
     keys = ("rows", "version", "files", "bytes")
     _table("tables", ("table", *keys), [(n, *(t[k] for k in keys)) for n, t in facts["tables"].items()])
+    waits = facts["quarantine"]
+    out.print(f"quarantine: {waits['open']} records open, {waits['sent_again']} sent again", highlight=False)
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -311,6 +318,134 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) ->
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     out.print(table)
+
+
+quarantine = typer.Typer(
+    help="Records that are no valid invoice: look at them, mend them, send them again.", no_args_is_help=True
+)
+app.add_typer(quarantine, name="quarantine")
+REASON = typer.Option(help="Only records whose reason holds this text.")
+TEXT_CHARACTERS = 200
+"""Of a record's text in a table, at most; json and csv have it whole."""
+
+
+@quarantine.command("list")
+def quarantine_list(
+    reason: Annotated[str | None, REASON] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Records to show, at most.")] = 20,
+    every: Annotated[bool, typer.Option("--all", help="Those that were sent again, too, and when.")] = False,
+    format: Annotated[Format, typer.Option(help="table (text cut), json or csv (text whole).")] = Format.table,
+) -> None:
+    """Show quarantined records, newest first: place, when, reason, text; only those that were not sent again."""
+    from invoice_platform.quarantine import Notes, Quarantine
+
+    layout = Layout.at()
+    found = Quarantine(layout)
+    names = ["place", "ingested_at", "reason", "raw", *(["sent_again_in", "sent_again_at"] if every else [])]
+    with Notes.reading(layout) as notes:
+        chosen = islice((r for r in found.records(notes, reason=reason) if every or r.sent is None), limit)
+        rows = (
+            (r.place, r.ingested_at.isoformat(), r.reason, r.raw, *(_sent_again(r.sent) if every else ()))
+            for r in chosen
+        )
+        if format is Format.json:
+            print("[", end="")
+            for position, row in enumerate(rows):
+                print(",\n " if position else "", json_line(dict(zip(names, row, strict=True))), sep="", end="")
+            print("]")
+        elif format is Format.csv:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(names)
+            shown = visible if sys.stdout.isatty() else str
+            writer.writerows(("" if value is None else shown(value) for value in row) for row in rows)
+        else:
+            table = Table()
+            for name in names:
+                table.add_column(name, overflow="ellipsis" if name == "raw" else "fold", no_wrap=name == "raw")
+            for row in rows:
+                place, at, why, raw, *sent = row
+                table.add_row(*(cell(value) for value in (place, at, why, raw[:TEXT_CHARACTERS], *sent)))
+            if table.row_count:
+                out.print(table)
+        counts = found.totals(notes)
+    waiting = ", ".join(f"{visible(name)}: {n}" for name, (n, _) in sorted(counts.items(), key=lambda c: -c[1][0]) if n)
+    say.print(
+        f"{sum(n for n, _ in counts.values())} records open{f' ({waiting})' if waiting else ''}, "
+        f"{sum(n for _, n in counts.values())} sent again",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    _say_lost(found.lost)
+
+
+def _sent_again(sent: SentAgain | None) -> tuple[str | None, str | None]:
+    return (sent.file, sent.at) if sent is not None else (None, None)
+
+
+def _say_lost(lost: dict[str, str]) -> None:
+    for file, problem in lost.items():
+        say.print(
+            f"{visible(file)}, quarantined: {problem}; the archive under accepted/invoices is not as it was, so they have no "
+            "place to be sent again from; their text is in quarantined_invoices",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@quarantine.command("export")
+def quarantine_export(
+    file: Annotated[Path, typer.Argument(help="A new file; - for stdout.")],
+    reason: Annotated[str | None, REASON] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Records, at most.")] = None,
+) -> None:
+    """Write the records that were not sent again as lines of JSON: mend `raw`, then `quarantine retry FILE`. Oldest first."""
+    from invoice_platform.quarantine import export
+
+    count, lost = export(Layout.at(), None if str(file) == "-" else file, reason=reason, limit=limit)
+    if str(file) != "-":
+        print(file)
+    say.print(f"{count} records: mend `raw`, then `invoice-platform quarantine retry FILE`", highlight=False)
+    _say_lost(lost)
+
+
+@quarantine.command("retry")
+def quarantine_retry(
+    file: Annotated[Path | None, typer.Argument(help="An export whose `raw` was mended; - for stdin.")] = None,
+    reason: Annotated[str | None, typer.Option(help="As they stand: records whose reason holds this text.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="As they stand: all.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Those that were sent again before, too.")] = False,
+) -> None:
+    """Land quarantined records again as one new file: mended ones, or as they stand (after the code or a rule was changed).
+
+    Records from Kafka go through landing/invoices as well. One that is bad again is a new quarantined record; the old one stays
+    as history. Either send records as they stand or run `rebuild_invoices`, which reads them from the archive anew: not both.
+    """
+    from invoice_platform.quarantine import retry, retry_mended
+
+    if (file is not None) + (reason is not None) + every != 1:
+        raise PlatformError("quarantine retry: give one of FILE (a mended export), --reason TEXT or --all")
+    layout = Layout.at()
+    if file is not None:
+        done, lost = retry_mended(layout, None if str(file) == "-" else file, again=again)
+    else:
+        done, lost = retry(layout, reason=reason, again=again)
+    if done.file is not None:
+        print(done.file)
+    for count, what in (
+        (done.records, "records landed again"),
+        (done.sent_before, "passed over: sent again before (--again sends them all the same)"),
+        (done.no_line, "passed over: no text, or more than one line of it (Kafka): export, mend and retry them"),
+    ):
+        if count or what.endswith("landed again"):
+            say.print(f"{count} {what}", markup=False, highlight=False, soft_wrap=True)
+    _say_lost(lost)
+    if done.accepted_before:
+        say.print("this very file was accepted before: it will be counted, not read twice", style="yellow")
+    if done.file is not None:
+        say.print("next: `invoice-platform run ingest_invoices` (while `make up` is on, it runs by itself)")
 
 
 @app.command()

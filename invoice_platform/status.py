@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from invoice_platform.quarantine import summary
 from invoice_platform.streaming.checkpoint import last_committed
 from invoice_platform.streaming.landing import scan_folder
 from invoice_platform.streaming.layout import Layout
@@ -21,7 +22,8 @@ def status(layout: Layout) -> dict[str, Any]:
     dict
         `root`; `warm_spark` (url, pid or null); `landing`: per inbox `waiting` and `left` (name, reason); `streams`: per
         stream `segments`, `files_accepted`, `records_accepted`, `files_pending` (null for one that reads a table), `segment`,
-        `last_batch`, `offsets`; `tables`: per table `rows`, `version`, `files`, `bytes`.
+        `last_batch`, `offsets`; `tables`: per table `rows`, `version`, `files`, `bytes`; `quarantine`: records `open` and
+        `sent_again`.
     """
     server = WarmServer.of(layout)
     return {
@@ -30,6 +32,7 @@ def status(layout: Layout) -> dict[str, Any]:
         "landing": {folder.name: _landing(layout, folder.name) for folder in _folders(layout.root / "landing")},
         "streams": {name: _stream(layout, name) for name in _stream_names(layout)},
         "tables": {name: found for name in tables_on_disk(layout) if (found := _table(layout, name))},
+        "quarantine": summary(layout),
     }
 
 

@@ -57,6 +57,11 @@ class Layout:
         return self.root / "accepted" / stream
 
     @property
+    def sent_again(self) -> Path:
+        """Which quarantined records were sent again: goes with the archive in which they have their places."""
+        return self.accepted("invoices") / "sent_again.sqlite"
+
+    @property
     def lakehouse(self) -> Path:
         return self.root / "lakehouse"
 

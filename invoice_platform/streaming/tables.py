@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from invoice_platform.streaming.layout import Layout
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from deltalake import DeltaTable
     from pyspark.sql import SparkSession
 
@@ -176,14 +177,24 @@ def sum_column(path: Path, column: str) -> int:
 
 def _query(path: Path, sql: str) -> list[dict[str, Any]]:
     """Rows of a query over the Delta table `t` at `path`; none without a table."""
+    return [row for batch in query_batches(path, sql) for row in batch.to_pylist()]
+
+
+def query_batches(path: Path, sql: str) -> Iterator[pa.RecordBatch]:
+    """The same piece by piece: however many rows there are, a few thousand are in memory."""
     table = open_delta(path)
     if table is None:
-        return []
+        return
     import pyarrow as pa
     from deltalake import QueryBuilder
 
     # DataFusion inside delta-rs stops at a limit; to_pyarrow_dataset().head() aborts the process at exit.
-    return pa.table(QueryBuilder().register("t", table).execute(sql)).to_pylist()
+    yield from pa.RecordBatchReader.from_stream(QueryBuilder().register("t", table).execute(sql))
+
+
+def sql_text(text: str) -> str:
+    """`text` as a literal of that SQL, which knows no escapes but the doubled quote."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def latest_version(path: Path) -> int:
