@@ -10,18 +10,24 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 
 from invoice_platform.errors import PlatformError
 from invoice_platform.quarantine import Notes, Quarantine, Record, export, retry, retry_mended, summary
+from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.rebuild import rebuild
+from invoice_platform.streaming.stream import RunSettings, run_streams
 from invoice_platform.terminal import json_line, visible
-from invoice_platform_tests.conftest import Platform, invoice
+from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice
 from invoice_platform_tests.test_cli import call, refused
 
 BASE = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -97,62 +103,54 @@ def write_export(file: Path, *records: Any) -> Path:
 
 @pytest.mark.slow
 def test_bad_lines_have_their_place_and_come_back_mended(platform: Platform, tmp_path: Path) -> None:
+    def ingest() -> None:
+        run_streams(INVOICE_STREAMS, platform.open, platform.layout, RunSettings(), run="test")
+
     cut = b'{"InvoiceNumber": "3", "StoreI'
-    first = [b"\xef\xbb\xbf" + cut, invoice("1"), "", cut + b"\r", cut, b"\xff\xfe{", invoice("2")]
-    platform.land("plain.json", *first)
-    packed = platform.write("packed.json", *first)
-    packed.rename(packed.with_name("packed.json.gz")).write_bytes(
-        gzip.compress(packed.with_name("packed.json.gz").read_bytes())
-    )
-    from invoice_platform.streaming.landing import land
+    lines = [b"\xef\xbb\xbf" + cut, invoice("1"), "", cut + b"\r", cut, b"\xff\xfe{", invoice("2")]
+    plain = platform.land("plain.json", *lines)
+    (platform.sources / "packed.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    land(platform.sources / "packed.json.gz", platform.layout.landing("invoices"))
+    ingest()
 
-    land(packed.with_name("packed.json.gz"), platform.layout.landing("invoices"))
-    platform.run("ingest_invoices")
-    assert platform.count("quarantined_invoices") == 8
-
+    quarantine = Quarantine(platform.layout)
     with Notes.reading(platform.layout) as notes:
-        quarantine = Quarantine(platform.layout)
         records = list(quarantine.records(notes))
-    assert quarantine.lost == {}
-    by_name = {name: [r.place for r in records if name in r.place] for name in ("plain.json", "packed.json.gz")}
-    for places in by_name.values():
+    assert (len(records), quarantine.lost) == (8, {})
+    for name in ("plain.json", "packed.json.gz"):
+        places = [record.place for record in records if name in record.place]
         assert [place.rpartition(":")[2] for place in places] == ["1", "4", "5", "6"]
-    archive = platform.layout.accepted("invoices")
-    assert all((archive / record.source_file).is_file() for record in records)
     raw_of_table = sorted(row[0] for row in platform.sql("SELECT raw FROM {quarantined_invoices}"))
     assert sorted(record.raw for record in records) == raw_of_table, "as Spark replaces bytes that are no UTF-8"
 
-    out = tmp_path / "bad.jsonl"
-    assert export(platform.layout, out)[0] == 8
-    exported = [json.loads(line) for line in out.read_text().splitlines()]
+    export(platform.layout, tmp_path / "bad.jsonl")
+    exported = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     for number, line in enumerate(exported):
         line["raw"] = json.dumps(invoice(str(100 + number)))
     exported[-1]["raw"] = "still bad"
-    done, lost = retry_mended(platform.layout, write_export(tmp_path / "mended.jsonl", *exported))
-    assert (done.records, lost) == (8, {})
+    mended = write_export(tmp_path / "mended.jsonl", *exported)
+    assert retry_mended(platform.layout, mended)[0].records == 8
     assert summary(platform.layout) == {"open": 0, "sent_again": 8}
-
-    platform.run("ingest_invoices")  # its blocking check: landed = accepted + quarantined
-    assert platform.sql("SELECT count(*), count(DISTINCT invoice_number) FROM {invoice_line_items}") == [(11, 9)]
-    assert platform.sql("SELECT raw FROM {quarantined_invoices} WHERE source_file LIKE '%retry-%'") == [("still bad",)]
+    ingest()
     assert summary(platform.layout) == {"open": 1, "sent_again": 8}
 
-    again, _ = retry_mended(platform.layout, tmp_path / "mended.jsonl", again=True)
-    assert again.accepted_before
-    platform.run("ingest_invoices")
-    assert platform.count("invoice_line_items") == 11, "the same again was counted, not read"
+    assert retry_mended(platform.layout, mended, again=True)[0].accepted_before
+    assert retry(platform.layout)[0].records == 1
+    ingest()
+    assert platform.sql("SELECT count(*), count(DISTINCT invoice_number) FROM {invoice_line_items}") == [(11, 9)]
+    assert (
+        platform.sql("SELECT raw FROM {quarantined_invoices} WHERE source_file LIKE '%retry-%'") == [("still bad",)] * 2
+    )
+    assert retry(platform.layout)[0].records == 1, (
+        "from its new place: another file than the last, though the text is the same"
+    )
 
-    # As it stands the one that is still bad goes in again, each time from its newest place.
-    for records_in_all in (10, 11):
-        assert retry(platform.layout)[0].records == 1
-        platform.run("ingest_invoices")
-        assert platform.count("quarantined_invoices") == records_in_all
-
-    platform.run("rebuild_invoices")
+    platform.run("ingest_invoices")  # with its blocking check: landed = accepted + quarantined
+    assert platform.count("quarantined_invoices") == 11
+    rebuild(INVOICE_STREAMS, platform.open, platform.layout, run="test")
     with Notes.reading(platform.layout) as notes:
-        assert {record.place for record in records} <= {
-            r.place for r in Quarantine(platform.layout).records(notes) if r.sent
-        }
+        sent = {record.place for record in Quarantine(platform.layout).records(notes) if record.sent}
+    assert {record.place for record in records} <= sent
     assert summary(platform.layout) == {"open": 1, "sent_again": 10}
 
 
@@ -209,20 +207,23 @@ def test_a_quarantine_of_many_records_does_not_fill_memory(root: Root) -> None:
         lines = [f"{n}-{i} {'x' * 5000}" for i in range(30_000)]
         root.file(f"{n}.json", "\n".join(lines).encode(), dict.fromkeys(lines, "bad"))
     code = (
-        "import resource, sys; from invoice_platform.quarantine import *; from pathlib import Path\n"
-        "layout = Layout.at()\n"
-        "next(iter(query_batches(layout.table('quarantined_invoices'), 'SELECT reason FROM t LIMIT 1')))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "done, lost = retry(layout)\n"
-        "print(done.records, lost, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+        "import sys; from invoice_platform.quarantine import *; import deltalake, pyarrow\n"
+        "print('begun', flush=True); sys.stdin.readline(); print(retry(Layout.at())[0].records)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    records, lost, grown = done.stdout.split()
-    assert (records, lost) == ("60000", "{}")
-    print(grown)
-    assert int(grown) < 150, "MiB"
-    with root.landed()[0].open("rb") as landed:
-        assert sum(1 for _ in landed) == 60_000
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        watched = psutil.Process(process.pid)
+        before = most = watched.memory_info().rss
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while process.poll() is None:
+            with suppress(psutil.Error):
+                most = max(most, watched.memory_info().rss)
+            time.sleep(0.02)
+        assert process.stdout.read() == "60000\n"
+    assert (most - before) // 2**20 < 200, "MiB"
 
 
 # What a person sees
