@@ -23,7 +23,7 @@ from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable
 from invoice_platform.streaming.state import read_state, write_state
 from invoice_platform.streaming.stream import OpenSession, Stream
-from invoice_platform.streaming.tables import TableFacts, declare_existing, facts, null_counts, sum_column
+from invoice_platform.streaming.tables import TableFacts, by_path, declare_existing, facts, null_counts, sum_column
 from invoice_platform.transforms import REWARD_SHARE, WINDOWS_OF_AN_ITEM
 
 KEY_COLUMNS = ("invoice_number", "created_time", "store_id", "line_number", "item_code")
@@ -360,7 +360,7 @@ def _look_at_offsets(spark: SparkResource, layout: Layout, checked: Mapping[str,
         .sql(
             f"""SELECT concat(topic, '/', partition) AS place, count(*) AS rows, count(DISTINCT offset) AS offsets,
                   min(offset) AS first, max(offset) AS last, CAST(max(ingested_at) AS STRING) AS through
-                FROM delta.`{layout.table("kafka_invoices")}`
+                FROM {by_path(layout.table("kafka_invoices"))}
                 WHERE ingested_at > TIMESTAMP '{checked["through"]}' GROUP BY topic, partition"""
         )
         .collect()

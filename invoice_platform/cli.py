@@ -227,13 +227,13 @@ def _print_rows(rows: Any, format: Format) -> None:
     if format is Format.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(names)
-        writer.writerows(("" if cell is None else cell for cell in row) for row in text.toLocalIterator())
+        writer.writerows(("" if value is None else value for value in row) for row in text.toLocalIterator())
         return
     table = Table()
     for name in names:
-        table.add_column(name)
+        table.add_column(cell(name))
     for row in text.toLocalIterator():
-        table.add_row(*("" if cell is None else cell for cell in row))
+        table.add_row(*map(cell, row))
     out.print(table)
 
 
@@ -307,6 +307,9 @@ def status(
             out.print(where, markup=False, highlight=False, soft_wrap=True)
     keys = ("rows", "version", "files", "bytes")
     _table("tables", ("table", *keys), [(n, *(t[k] for k in keys)) for n, t in facts["tables"].items()])
+    for name in facts["passed_over"]:
+        where = f"  lakehouse: {name!r} is passed over: a table's name is of letters, digits and _; rename the folder"
+        out.print(where, markup=False, highlight=False, soft_wrap=True)
     waits = facts["quarantine"]
     out.print(f"quarantine: {waits['open']} records open, {waits['sent_again']} sent again", highlight=False)
 
@@ -316,7 +319,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) ->
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*map(cell, row))
     out.print(table)
 
 

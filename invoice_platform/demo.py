@@ -15,6 +15,7 @@ from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import open_session
 from invoice_platform.streaming.tables import preview
+from invoice_platform.terminal import cell
 
 if TYPE_CHECKING:
     from dagster import ExecuteInProcessResult
@@ -102,5 +103,5 @@ def _some_rows(layout: Layout, name: str, columns: tuple[str, ...]) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=44)
     for row in preview(layout.table(name), SHOWN_ROWS):
-        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+        table.add_row(*(cell(row[column]) for column in columns))
     return table

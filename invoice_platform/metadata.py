@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ import dagster as dg
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.stream import RunSummary
 from invoice_platform.streaming.tables import Table, preview
+from invoice_platform.terminal import visible
 
 CELL_CHARACTERS = 60
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+"""What Markdown could read as more than text; each can have a backslash before it."""
 
 
 def table_schema(table: Table) -> dg.TableSchema:
@@ -82,11 +86,14 @@ def source_offsets(summary: RunSummary) -> list[dict[str, Any]]:
 
 
 def preview_markdown(rows: Sequence[Mapping[str, Any]], table: Table) -> dg.MarkdownMetadataValue:
-    """A few rows as a Markdown table; long cells are cut."""
+    """A few rows as a Markdown table; long cells are cut, and what they hold is shown as it is."""
 
     def cell(value: Any) -> str:
-        text = " ".join(str("" if value is None else value).split()).replace("|", "\\|")
-        return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+        text = visible(" ".join(str("" if value is None else value).split()))
+        if len(text) > CELL_CHARACTERS:
+            text = text[: CELL_CHARACTERS - 1] + "…"
+        # Text of others: no link, image or HTML of theirs in the UI. A number or a time has nothing to escape.
+        return _PUNCTUATION.sub(r"\\\g<0>", text) if isinstance(value, (str, list, dict)) else text
 
     names = [c.name for c in table.columns]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]

@@ -11,7 +11,7 @@ from invoice_platform.streaming.landing import scan_folder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.session import WarmServer
-from invoice_platform.streaming.tables import facts, tables_on_disk
+from invoice_platform.streaming.tables import facts, strange_tables, tables_on_disk
 
 
 def status(layout: Layout) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def status(layout: Layout) -> dict[str, Any]:
     dict
         `root`; `warm_spark` (url, pid or null); `landing`: per inbox `waiting` and `left` (name, reason); `streams`: per
         stream `segments`, `files_accepted`, `records_accepted`, `files_pending` (null for one that reads a table), `segment`,
-        `last_batch`, `offsets`; `tables`: per table `rows`, `version`, `files`, `bytes`; `quarantine`: records `open` and
-        `sent_again`.
+        `last_batch`, `offsets`; `tables`: per table `rows`, `version`, `files`, `bytes`; `passed_over`: folders of
+        `lakehouse/` whose name no table can have; `quarantine`: records `open` and `sent_again`.
     """
     server = WarmServer.of(layout)
     return {
@@ -32,6 +32,7 @@ def status(layout: Layout) -> dict[str, Any]:
         "landing": {folder.name: _landing(layout, folder.name) for folder in _folders(layout.root / "landing")},
         "streams": {name: _stream(layout, name) for name in _stream_names(layout)},
         "tables": {name: found for name in tables_on_disk(layout) if (found := _table(layout, name))},
+        "passed_over": strange_tables(layout),
         "quarantine": summary(layout),
     }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def visible(text: str) -> str:
@@ -17,6 +18,8 @@ def visible(text: str) -> str:
 
 def cell(value: Any) -> Text:
     """A cell of a table that shows `value` as it is, whatever markup it holds; empty for None."""
+    from rich.text import Text
+
     return Text("" if value is None else visible(str(value)))
 
 

@@ -59,7 +59,7 @@ class Waiting:
 
     def changed(self) -> bool:
         """Whether the file is another than it was, or is being written."""
-        now = self.path.stat()
+        now = self.path.lstat()
         return (now.st_size, now.st_mtime_ns, now.st_ino) != (
             self.bytes,
             self.modified_ns,
@@ -208,15 +208,17 @@ class LandingFolder:
         self.ledger.begin([accepted for _, accepted in moves])
         (self.accepted / segment_name(segment)).mkdir(parents=True, exist_ok=True)
         for file, accepted in moves:
-            if self._take_out(file, result, lambda f=file, a=accepted: self._move(f.path, a)):
+            if self._take_out(file, result, lambda f=file, a=accepted: self._move(f, a)):
                 result.admitted.append(accepted)
         self.ledger.recover()  # what was moved is accepted; what was not is forgotten
 
-    def _move(self, path: Path, accepted: AcceptedFile) -> None:
+    def _move(self, file: Waiting, accepted: AcceptedFile) -> None:
+        path, target = file.path, self.ledger.path_of(accepted)
         # Fresh before the rename: Spark ignores a file 7 days older than the newest it saw, for ever.
-        os.utime(path, ns=(accepted.accepted_ms * 1_000_000, accepted.accepted_ms * 1_000_000))
+        times = (accepted.accepted_ms * 1_000_000, accepted.accepted_ms * 1_000_000)
+        os.utime(path, ns=times, follow_symlinks=False)
         try:
-            os.rename(path, self.ledger.path_of(accepted))
+            os.rename(path, target)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise PlatformError(
@@ -224,6 +226,9 @@ class LandingFolder:
                     "in one step: put both under one INVOICE_PLATFORM_ROOT on one file system"
                 ) from None
             raise
+        if target.lstat().st_ino != file.inode:  # put in its place since it was read: a link to anywhere, perhaps
+            _put_back(target, path)
+            raise Replaced
 
     def _refuse(self, file: Waiting, result: Admission, reason: str) -> None:
         result.refused[file.path.name] = (file.bytes, file.modified_ns, reason)
@@ -237,10 +242,36 @@ class LandingFolder:
             how()
         except FileNotFoundError:
             return False
+        except Replaced:
+            result.left.append(Left(file.path.name, "replaced while it was admitted"))
+            return False
         except PermissionError:
             self._refuse(file, result, "belongs to another user: chown it, or land it with `invoice-platform land`")
             return False
         return True
+
+
+class Replaced(Exception):
+    """What was moved is not the file that was read."""
+
+
+def _put_back(moved: Path, path: Path) -> None:
+    """Undo a move; what has come to its old name meanwhile is not replaced, unless it is an empty folder by a folder."""
+    if stat.S_ISDIR(moved.lstat().st_mode):
+        os.rename(moved, path)
+        return
+    while True:
+        try:
+            os.link(moved, path, follow_symlinks=False)
+            break
+        except FileExistsError:
+            path = path.with_name(f"{path.name}-")
+    moved.unlink()
+
+
+def open_landed(path: Path) -> IO[bytes]:
+    """Open a file for reading: not through a symbolic link, and without waiting for the other end should it be a pipe."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
 
 def scan_folder(folder: Path) -> Scan:
@@ -297,7 +328,7 @@ def being_written(path: Path) -> bool:
     import fcntl
     import signal
 
-    with path.open("rb") as file:
+    with open_landed(path) as file:
         try:
             # Should a writer come while the lease is held, the signal it brings is one that is ignored by default.
             fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
@@ -356,26 +387,27 @@ def read_landed(path: Path, landed_name: str, format: FileFormat = "text") -> tu
     counter = _RecordCounter()
     lines = format != "parquet"
     packed = lines and path.name.lower().endswith(".gz")
-    with path.open("rb") as file:
+    with open_landed(path) as file:
         for chunk in _chunks(file):
             digest.update(chunk)
             if lines and not packed:
                 counter.feed(chunk)
-    if not lines:
-        return digest.hexdigest(), _parquet_rows(path)
-    if packed:
-        with gzip.open(path, "rb") as unpacked:
-            for chunk in iter(lambda: unpacked.read(CHUNK_BYTES), b""):
-                counter.feed(chunk)
+        file.seek(0)  # the same file again, whatever has its name by now
+        if not lines:
+            return digest.hexdigest(), _parquet_rows(file)
+        if packed:
+            with gzip.open(file, "rb") as unpacked:
+                for chunk in iter(lambda: unpacked.read(CHUNK_BYTES), b""):
+                    counter.feed(chunk)
     return digest.hexdigest(), counter.records
 
 
-def _parquet_rows(path: Path) -> int:
+def _parquet_rows(file: IO[bytes]) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        return parquet.read_metadata(path).num_rows
+        return parquet.read_metadata(file).num_rows
     except pa.ArrowInvalid as error:
         raise NotThisFormat(f"not a Parquet file: {first_line(error, 120)}") from None
 

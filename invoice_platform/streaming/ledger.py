@@ -80,6 +80,13 @@ def _make(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a file was moved here; a link that a crash kept from being put back is none, and Spark must not follow it."""
+    if path.is_symlink():
+        path.unlink()
+    return path.is_file()
+
+
 class Ledger:
     """The ledger in `folder` (`accepted/<stream>`); opened for each call, so that nothing is held between runs."""
 
@@ -157,7 +164,7 @@ class Ledger:
         with self._read() as connection:
             moving = connection.execute("SELECT id, segment, name FROM files WHERE state = 'moving'").fetchall()
         if moving:
-            there = {row[0]: (self.folder / segment_name(row[1]) / row[2]).exists() for row in moving}
+            there = {row[0]: _is_file(self.folder / segment_name(row[1]) / row[2]) for row in moving}
             with self._write() as connection:
                 for file_id, moved in there.items():
                     if moved:

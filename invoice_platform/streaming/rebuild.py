@@ -17,7 +17,7 @@ from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles
 from invoice_platform.streaming.state import write_state
 from invoice_platform.streaming.stream import OpenSession, RunSummary, Stream, rebuild_state, run_batch, table_facts
-from invoice_platform.streaming.tables import latest_version
+from invoice_platform.streaming.tables import by_path, latest_version
 
 
 def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, run: str) -> list[RunSummary]:
@@ -84,10 +84,11 @@ def _restart(streams: Sequence[Stream], spark: OpenSession, layout: Layout) -> N
     fed = [(stream, stream.source) for stream in streams if isinstance(stream.source, DeltaTable)]
     after: dict[str, int] = {}
     for name in sorted({name for stream, source in fed if not stream.stateful for name in source.names}):
-        table = layout.table(name)
-        after[name] = latest_version(table)
+        after[name] = latest_version(layout.table(name))
         # A commit without data, so that there is a version after the rebuild for the streams to start at.
-        spark().sql(f"ALTER TABLE delta.`{table}` SET TBLPROPERTIES ('invoice_platform.rebuilt' = '{after[name]}')")
+        spark().sql(
+            f"ALTER TABLE {by_path(layout.table(name))} SET TBLPROPERTIES ('invoice_platform.rebuilt' = '{after[name]}')"
+        )
     for stream, source in fed:
         if stream.stateful:
             source.restart(layout, stream.name, after=None)

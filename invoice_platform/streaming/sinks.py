@@ -24,7 +24,7 @@ from invoice_platform.streaming.postgres import (
     merge_staging,
 )
 from invoice_platform.streaming.sources import Service
-from invoice_platform.streaming.tables import Table, open_delta
+from invoice_platform.streaming.tables import Table, by_path, open_delta
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -251,7 +251,7 @@ class DeltaUpsert(Sink):
         newer = f" AND s.`{self.newest_by}` >= t.`{self.newest_by}`" if self.newest_by else ""
         try:
             spark.sql(
-                f"MERGE INTO delta.`{path}` t USING `{view}` s ON {same} "
+                f"MERGE INTO {by_path(path)} t USING `{view}` s ON {same} "
                 f"WHEN MATCHED{newer} THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
             )
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from pyspark.sql import SparkSession
 
+_NAME = re.compile(r"[A-Za-z0-9_]+")
 PREVIEW_ROWS = 10
 BATCH_ROWS = 512
 """Rows that a query without Spark has in one piece."""
@@ -97,10 +99,24 @@ def _quoted(text: str) -> str:
 
 
 def tables_on_disk(layout: Layout) -> list[str]:
-    """Names of all Delta tables under the root's `lakehouse/`, sorted."""
+    """Names of all Delta tables under the root's `lakehouse/`, sorted; a folder whose name no table can have is none."""
+    return [name for name in _delta_folders(layout) if _NAME.fullmatch(name)]
+
+
+def strange_tables(layout: Layout) -> list[str]:
+    """Names of Delta folders that are passed over, because they could be taken for SQL."""
+    return [name for name in _delta_folders(layout) if not _NAME.fullmatch(name)]
+
+
+def _delta_folders(layout: Layout) -> list[str]:
     if not layout.lakehouse.is_dir():
         return []
     return sorted(folder.name for folder in layout.lakehouse.iterdir() if (folder / "_delta_log").is_dir())
+
+
+def by_path(path: Path) -> str:
+    """The Delta table at `path` as SQL names it."""
+    return f"delta.`{str(path).replace('`', '``')}`"
 
 
 def declare_existing(spark: SparkSession, layout: Layout, *, moved: bool = False) -> list[str]:
