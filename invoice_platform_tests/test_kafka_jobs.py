@@ -251,7 +251,7 @@ def test_a_pattern_reads_every_topic_that_matches_and_those_that_come_later(
 
 
 def test_spark_reads_and_writes_by_tls_with_a_login_from_the_environment_and_shows_no_secret(
-    platform: Platform, topics: KafkaServer, monkeypatch: pytest.MonkeyPatch
+    platform: Platform, topics: KafkaServer, session_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(topics, invoice("1"))
     secured = topics.secured
@@ -270,7 +270,8 @@ def test_spark_reads_and_writes_by_tls_with_a_login_from_the_environment_and_sho
     assert platform.count("kafka_invoices") == 1
     assert len(topics.read("loyalty_notifications")) == 1
     told = " ".join(str(event) for event in result.all_events)
-    written = "".join(p.read_text(errors="replace") for p in platform.layout.checkpoints.rglob("*") if p.is_file())
+    folders = (platform.layout.root, session_root)  # Spark's log is in the session's
+    written = "".join(p.read_text(errors="replace") for f in folders for p in f.rglob("*") if p.is_file())
     assert secured.sasl_password
     assert secured.sasl_password not in told + written
 

@@ -226,7 +226,11 @@ class LandingFolder:
                     "in one step: put both under one INVOICE_PLATFORM_ROOT on one file system"
                 ) from None
             raise
-        if target.lstat().st_ino != file.inode:  # put in its place since it was read: a link to anywhere, perhaps
+        moved = target.lstat()
+        # Put in its place since it was read: a link to anywhere, perhaps. A number alone may be given to the next file.
+        if (moved.st_ino, moved.st_size, moved.st_mtime_ns) != (file.inode, file.bytes, times[1]) or not stat.S_ISREG(
+            moved.st_mode
+        ):
             _put_back(target, path)
             raise Replaced
 
@@ -432,7 +436,9 @@ def land(file: Path, folder: Path) -> Path:
     target = folder / file.name
     partial = folder / f".{file.name[:100]}.{os.getpid()}.tmp"
     try:
-        shutil.copyfile(file, partial)
+        partial.unlink(missing_ok=True)
+        with file.open("rb") as source, partial.open("xb") as copy:  # a link that lies there is not written through
+            shutil.copyfileobj(source, copy)
         os.link(partial, target)  # unlike a rename, refuses to replace a file that waits
     except FileExistsError:
         raise PlatformError(

@@ -9,6 +9,9 @@ from pathlib import Path
 from invoice_platform.errors import PlatformError
 
 ROOT_VARIABLE = "INVOICE_PLATFORM_ROOT"
+UNUSABLE = "*?[]{}\\;%"
+"""What no root may have in its path: Spark reads patterns in paths, Derby parts its settings at `;`, and Dagster takes `%20` for
+a blank and would keep its history in another folder."""
 
 
 def default_root() -> str:
@@ -41,12 +44,16 @@ class Layout:
         Raises
         ------
         PlatformError
-            When the root is a URL: only local folders work so far.
+            When the root is a URL: only local folders work so far. When its path holds what Spark, its metastore or
+            Dagster would read as more than a name.
         """
         text = str(root or root_from_environment())
         if "://" in text:
             raise PlatformError(f"{ROOT_VARIABLE}={text}: only a local folder works so far; give a path")
-        return cls(Path(text).expanduser().resolve())
+        root = Path(text).expanduser().resolve()
+        if unusable := next((c for c in str(root) if c in UNUSABLE or not c.isprintable()), None):
+            raise PlatformError(f"{ROOT_VARIABLE}={str(root)!r}: {unusable!r} cannot be in it; give another folder")
+        return cls(root)
 
     def landing(self, inbox: str) -> Path:
         """Where producers drop files of this kind."""

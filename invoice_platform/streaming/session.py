@@ -52,8 +52,8 @@ def spark_settings(layout: Layout) -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.extraJavaOptions": (
-            f'-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()} "-Dinvoice_platform.log={layout.spark_log}" '
-            f'"-Dderby.system.home={layout.metastore}" -Duser.timezone=UTC'
+            f"-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()} {_word(f'-Dinvoice_platform.log={layout.spark_log}')} "
+            f"{_word(f'-Dderby.system.home={layout.metastore}')} -Duser.timezone=UTC"
         ),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -74,6 +74,11 @@ def spark_settings(layout: Layout) -> dict[str, str]:
         "spark.sql.streaming.metricsEnabled": "false",
         ROOT_SETTING: str(layout.root),
     }
+
+
+def _word(text: str) -> str:
+    """One word of Java options, as Spark's launcher parts them."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def extra_settings() -> dict[str, str]:
