@@ -15,6 +15,7 @@ from invoice_platform.errors import PlatformError
 from invoice_platform.streaming import landing as landing_module
 from invoice_platform.streaming.landing import LandingFolder, being_written, land, read_landed, safe_name
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.settings import MAX_LINE_BYTES
 
 
 @pytest.fixture
@@ -150,6 +151,19 @@ def test_records_are_the_lines_that_are_not_blank_however_the_file_is_cut(
     path = tmp_path / "x"
     path.write_bytes(content)
     assert read_landed(path, "x")[1] == sum(1 for line in content.split(b"\n") if line.strip()) == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_too_long_for_spark_keeps_its_file_in_landing_and_says_which(
+    folder: LandingFolder, packed: bool
+) -> None:
+    content = b"{}\n" + b"x" * (MAX_LINE_BYTES + 1)
+    drop(folder, "long.json.gz" if packed else "long.json", gzip.compress(content, 1) if packed else content)
+    drop(folder, "as long as may be.json", b"y" * MAX_LINE_BYTES + b"\n{}")
+    admission = folder.admit()
+    assert [(f.landed_name, f.records) for f in admission.admitted] == [("as long as may be.json", 2)]
+    assert admission.left[0].reason.startswith("line 2 is longer than 67,108,864 bytes: end each record with a newline")
+    assert folder.scan().waiting == [], "and is not read again until it changes"
 
 
 def test_a_segment_closes_when_it_is_full_and_the_next_opens(folder: LandingFolder) -> None:

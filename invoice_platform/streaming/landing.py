@@ -24,6 +24,7 @@ from typing import IO, Literal
 from invoice_platform.errors import PlatformError, first_line
 from invoice_platform.streaming.layout import Layout, segment_name
 from invoice_platform.streaming.ledger import AcceptedFile, Ledger
+from invoice_platform.streaming.settings import MAX_LINE_BYTES
 
 SEGMENT_FILES = 1_000
 """A segment that holds so many files takes no more at the next admission: Spark re-reads the list of all files that
@@ -352,12 +353,23 @@ class _RecordCounter:
     def __init__(self) -> None:
         self._ended = 0
         self._begun = False
-        self._filled = False  # the line that the last chunk broke off in
+        # Of the line that the last chunk broke off in:
+        self._filled = False
+        self._number = 1
+        self._bytes = 0
 
     def feed(self, chunk: bytes) -> None:
         if not self._begun:
             chunk, self._begun = chunk.removeprefix(b"\xef\xbb\xbf"), True  # as Spark's reader does
         first, *others = chunk.split(b"\n")
+        self._bytes += len(first)
+        if self._bytes > MAX_LINE_BYTES:  # at once: it may go on for ever, packed
+            raise NotThisFormat(
+                f"line {self._number} is longer than {MAX_LINE_BYTES:,} bytes: end each record with a newline, "
+                "or raise MAX_LINE_BYTES (streaming/settings.py)"
+            )
+        if others:
+            self._number, self._bytes = self._number + len(others), len(others[-1])
         self._filled = self._filled or bool(first and not first.isspace())
         for line in others:
             self._ended += self._filled
@@ -374,7 +386,7 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 class NotThisFormat(Exception):
-    """A file is not of the format that its landing folder takes; the text says what it is or lacks."""
+    """A file is not as its landing folder takes files; the text says what it is or lacks."""
 
 
 def read_landed(path: Path, landed_name: str, format: FileFormat = "text") -> tuple[str, int]:
@@ -385,7 +397,7 @@ def read_landed(path: Path, landed_name: str, format: FileFormat = "text") -> tu
     Raises
     ------
     NotThisFormat
-        For a Parquet file that cannot be read as one: Spark would stop the stream at it for good.
+        For a Parquet file that cannot be read as one, at which Spark would stop the stream for good; for a line that is too long.
     """
     digest = hashlib.blake2b(os.fsencode(landed_name) + b"\0", digest_size=16)
     counter = _RecordCounter()
