@@ -289,8 +289,8 @@ VALUES: list[tuple[str | bytes | None, str | None]] = [
     (GOOD + GOOD, "more than one JSON document"),
     (GOOD + "\n" + GOOD, "more than one JSON document"),
     (GOOD[:-20], "not a JSON document"),
-    ("null", "not a JSON document"),
-    ("{}", "missing: InvoiceNumber"),
+    ("null", "not a JSON object"),
+    ("{}", "InvoiceNumber is missing"),
     (json.dumps(invoice("1"), indent=2) + "\n", None),
 ]
 
