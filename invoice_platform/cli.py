@@ -452,6 +452,40 @@ def quarantine_retry(
 
 
 @app.command()
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Forget everything that was made: tables, accepted files, checkpoints, exports. Landing and histories stay."""
+    from invoice_platform.assets.factory import STREAMS
+    from invoice_platform.definitions import defs  # noqa: F401  (declares the streams)
+    from invoice_platform.streaming.reset import made
+    from invoice_platform.streaming.reset import reset as forget
+
+    layout = Layout.at()
+    found = made(layout)
+    if not found and not layout.reset_note.exists():
+        say.print(f"{layout.root}: there is nothing to forget")
+        return
+    _table(
+        f"to be removed from {layout.root}",
+        ("folder", "rows", "files", "bytes"),
+        [(m.what, m.rows, m.files, m.bytes) for m in found],
+    )
+    say.print(
+        "Files that were accepted are in no other place, unless you kept them. What was sent to Kafka or Postgres stays "
+        "there, and is sent again when it comes again.",
+        soft_wrap=True,
+    )
+    if not yes:
+        if not sys.stdin.isatty():
+            raise PlatformError("nothing was removed: give --yes to remove it without being asked")
+        if not typer.confirm("Remove all this?", err=True):
+            raise PlatformError("nothing was removed")
+    forget(layout, STREAMS, run="invoice-platform reset")
+    say.print("forgotten")
+
+
+@app.command()
 def serve(spark_port: Annotated[int, typer.Option(help="Port of the Spark Connect server.")] = CONNECT_PORT) -> None:
     """Keep a warm Spark for this root on loopback, behind a token, until Ctrl-C."""
     from invoice_platform.server import warm_server

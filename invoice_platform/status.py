@@ -12,6 +12,7 @@ from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.session import WarmServer
 from invoice_platform.streaming.tables import facts, strange_tables, tables_on_disk
+from invoice_platform.streaming.unfinished import LOCKS
 
 
 def status(layout: Layout) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _stream_names(layout: Layout) -> list[str]:
-    return sorted({p.name for p in (*_folders(layout.root / "accepted"), *_folders(layout.checkpoints))})
+    begun = [p for p in _folders(layout.checkpoints) if any(f.name not in LOCKS for f in p.iterdir())]
+    return sorted({p.name for p in (*_folders(layout.root / "accepted"), *begun)})
 
 
 def _landing(layout: Layout, inbox: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from invoice_platform.assets.bronze import INVOICES_STREAM
-from invoice_platform.assets.silver import LINE_ITEMS_STREAM
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError, StreamFailed, StreamLocked
 from invoice_platform.streaming.landing import LandingFolder
@@ -273,28 +272,6 @@ def test_a_rebuild_takes_in_files_that_no_stream_has_read_and_they_are_not_read_
     run_all(platform)
     assert numbers(platform) == ["1", "2"]
     assert platform.count("invoice_line_items") == 2
-
-
-@pytest.mark.slow
-def test_an_interrupted_rebuild_is_refused_by_the_streams_until_it_is_finished(
-    platform: Platform, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    platform.land("1.json", invoice("1"))
-    run_all(platform)
-    before = rows(platform)
-
-    def interrupted(*args: Any) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(type(LINE_ITEMS_STREAM.source), "restart", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            rebuild(INVOICE_STREAMS, platform.open, platform.layout, run="test")
-    with pytest.raises(PlatformError, match=r"a rebuild was interrupted .*run the rebuild again"):
-        run_all(platform)
-    rebuild(INVOICE_STREAMS, platform.open, platform.layout, run="test")
-    run_all(platform)
-    assert rows(platform) == before
 
 
 def test_a_rebuild_of_nothing_says_so(platform: Platform) -> None:

@@ -12,6 +12,7 @@ ROOT_VARIABLE = "INVOICE_PLATFORM_ROOT"
 UNUSABLE = "*?[]{}\\;%"
 """What no root may have in its path: Spark reads patterns in paths, Derby parts its settings at `;`, and Dagster takes `%20` for
 a blank and would keep its history in another folder."""
+SOURCE_STATE = "source.json"
 
 
 def default_root() -> str:
@@ -89,9 +90,19 @@ class Layout:
         """One checkpoint of a stream."""
         return self.checkpoints / stream / segment_name(segment)
 
-    def rebuild_note(self, stream: str) -> Path:
-        """Left by a rebuild that was interrupted."""
-        return self.checkpoints / stream / "rebuild.json"
+    def source_state(self, stream: str) -> Path:
+        """Which checkpoint a stream that is fed by tables is in, and how far."""
+        return self.checkpoints / stream / SOURCE_STATE
+
+    @property
+    def staging(self) -> Path:
+        """Where rebuilds make new tables, out of readers' sight: `<id>.json`, the plan of one, and `<id>/`, what it made."""
+        return self.lakehouse / ".rebuild"
+
+    @property
+    def reset_note(self) -> Path:
+        """Left by a reset that was interrupted."""
+        return self.root / ".reset.json"
 
     @property
     def checked(self) -> Path:

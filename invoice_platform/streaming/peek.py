@@ -15,6 +15,7 @@ from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sources import LandedFiles, Leg
 from invoice_platform.streaming.stream import POLL_SECONDS, OpenSession, Stream
 from invoice_platform.streaming.trigger import Trigger
+from invoice_platform.streaming.unfinished import finish_interrupted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -44,6 +45,7 @@ def peek(
     StreamFailed
         When the query ended with an error.
     """
+    finish_interrupted(layout)
     session, view = spark(), f"peek_{stream.name}"
     # Under another name it has no state of the stream's, so a table or a topic is read from its beginning.
     name, leg = (

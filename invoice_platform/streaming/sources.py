@@ -210,10 +210,10 @@ class DeltaTable(Source):
     def _state(self, layout: Layout, stream: str) -> dict[str, Any]:
         starting = {} if self.starting_version is None else dict.fromkeys(self.names, self.starting_version)
         first = {"segment": 1, "starting_versions": starting, "drained_versions": {}}
-        return first | read_state(layout.checkpoints / stream / "source.json")
+        return first | read_state(layout.source_state(stream))
 
     def _write_state(self, layout: Layout, stream: str, **changes: Any) -> None:
-        write_state(layout.checkpoints / stream / "source.json", self._state(layout, stream) | changes)
+        write_state(layout.source_state(stream), self._state(layout, stream) | changes)
 
     def _latest(self, layout: Layout) -> dict[str, int]:
         return {name: latest_version(layout.table(name)) for name in self.names}

@@ -21,9 +21,10 @@ from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.session import spark_exceptions
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sinks import ConnectorSink, Query, Service, Sink
-from invoice_platform.streaming.sources import LandedFiles, Leg, Source
+from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg, Source
 from invoice_platform.streaming.tables import Table, TableFacts, facts
 from invoice_platform.streaming.trigger import Trigger
+from invoice_platform.streaming.unfinished import finish_interrupted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -58,6 +59,12 @@ class Stream:
     def table(self) -> Table | None:
         """The Delta table that it keeps; None for one that only sends elsewhere."""
         return self.sink.keeps
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Declared tables that it keeps and reads."""
+        read = self.source.tables if isinstance(self.source, DeltaTable) else ()
+        return tuple(table for table in (self.table, *read) if isinstance(table, Table))
 
     @property
     def stateful(self) -> bool:
@@ -381,6 +388,8 @@ def run_streams(
         When another run holds one of the checkpoints.
     StreamFailed
         When a query ended with an error.
+    PlatformError
+        When a table is not as declared and cannot be changed so.
 
     Notes
     -----
@@ -390,7 +399,10 @@ def run_streams(
     with ExitStack() as held:
         for stream in streams:
             held.enter_context(stream_lock(layout, stream.name, run))
-            _refuse_half_rebuilt(stream, layout)
+        finish_interrupted(layout, [stream.name for stream in streams])
+        for stream in streams:
+            for table in stream.tables:
+                table.changes(layout)  # before anything is admitted or written
         runs = [_StreamRun(stream, layout, settings, spark, on_batch, told_to_stop) for stream in streams]
         if settings.trigger.continuous:
             _run_until_told(runs, settings, on_report, report_seconds, told_to_stop)
@@ -399,15 +411,6 @@ def run_streams(
                 one.admit()
                 one.drain()
         return [one.report() for one in runs]
-
-
-def _refuse_half_rebuilt(stream: Stream, layout: Layout) -> None:
-    """Stop a stream whose tables an interrupted rebuild may have left half old, half new."""
-    note = layout.rebuild_note(stream.name)
-    if note.exists():
-        raise PlatformError(
-            f"stream {stream.name!r}: a rebuild was interrupted ({note}): run the rebuild again to finish it"
-        )
 
 
 def _run_until_told(
@@ -456,13 +459,11 @@ def run_stream(stream: Stream, spark: OpenSession, layout: Layout, settings: Run
 def run_batch(stream: Stream, spark: OpenSession, layout: Layout) -> RunSummary:
     """The batch twin: read all that the source has, transform it, replace the table's rows in one commit.
 
-    The caller holds the stream's lock and says what becomes of its checkpoint (see `rebuild`).
+    The caller holds the stream's lock, has declared the table, and says what becomes of its checkpoint (see `rebuild`).
     """
     started = time.monotonic()
     summary = RunSummary(stream.name, "batch", datetime.now(timezone.utc), table_facts(stream, layout))
     session = spark()
-    if stream.table is not None:
-        stream.table.declare(session, layout)
     stream.sink.overwrite(stream.transform(stream.source.read_batch(session, layout, stream.name)), layout)
     summary.after = table_facts(stream, layout)
     return replace(summary, seconds=time.monotonic() - started)

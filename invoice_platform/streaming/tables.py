@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invoice_platform.errors import PlatformError
+from invoice_platform.streaming.evolution import Changed, Type, differences
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.unfinished import finish_interrupted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,19 +64,69 @@ class Table:
     """Delta table properties, e.g. which columns get statistics."""
 
     def declare(self, spark: SparkSession, layout: Layout) -> None:
-        """Make the table if it is not there, make it known by name in this session's catalog, add columns that it lacks."""
-        location = f"USING delta LOCATION {_quoted(str(layout.table(self.name)))}"
+        """Make the table if it is not there, make it known by name in this session's catalog, add columns and nested fields.
+
+        Raises
+        ------
+        PlatformError
+            Before anything is written, when the table that is there has columns of other types.
+        """
+        path, changes = layout.table(self.name), self.changes(layout)
+        if changes is None:
+            # By path: the catalog may know the name of a table that was removed, and would then make none.
+            columns = ", ".join(_described(c) for c in self.columns)
+            declared = f"USING delta COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
+            spark.sql(f"CREATE TABLE IF NOT EXISTS delta.`{path}` ({columns}) {declared}")
+        # Without columns: a comment that differs from what the table was made with would be refused.
+        spark.sql(f"CREATE TABLE IF NOT EXISTS `{self.name}` USING delta LOCATION {_quoted(str(path))}")
+        for change in changes or ():
+            spark.sql(f"ALTER TABLE delta.`{path}` {change}")
+
+    def changes(self, layout: Layout) -> list[str] | None:
+        """What ALTER TABLE has to do so that the table is as declared, asking no Spark; None when there is no table.
+
+        Columns and nested fields that it lacks are added, and a column is no longer NOT NULL when it need not be.
+        A column that is not declared stays.
+
+        Raises
+        ------
+        PlatformError
+            For any other change.
+        """
         found = open_delta(layout.table(self.name))
         if found is None:
-            columns = ", ".join(_described(c) for c in self.columns)
-            declared = f"({columns}) {location} COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
-            spark.sql(f"CREATE TABLE IF NOT EXISTS `{self.name}` {declared}")
-            return
-        # Without columns: a comment that differs from what the table was made with would be refused.
-        spark.sql(f"CREATE TABLE IF NOT EXISTS `{self.name}` {location}")
-        there = {field.name for field in found.schema().fields}
-        if lacking := [_described(c) for c in self.columns if c.name not in there]:
-            spark.sql(f"ALTER TABLE `{self.name}` ADD COLUMNS ({', '.join(lacking)})")
+            return None
+        there = {f["name"].lower(): f for f in json.loads(found.schema().to_json())["fields"]}
+        added: list[str] = []
+        others: list[str] = []
+        for column in self.columns:
+            field = there.get(column.name.lower())
+            if field is None:
+                if column.required:
+                    raise self._incompatible(layout, column.name, "not there", f"{column.type} NOT NULL")
+                added.append(_described(column))
+                continue
+            if column.required and field["nullable"]:
+                raise self._incompatible(layout, column.name, "without NOT NULL", "NOT NULL")
+            if not column.required and not field["nullable"]:
+                others.append(f"ALTER COLUMN `{column.name}` DROP NOT NULL")
+            for difference in differences((column.name,), Type.of_delta(field["type"]), Type.parse(column.type)):
+                if isinstance(difference, Changed):
+                    raise self._incompatible(
+                        layout,
+                        ".".join(difference.path),
+                        str(difference.there),
+                        str(difference.declared or "not declared"),
+                    )
+                added.append(f"{'.'.join(f'`{part}`' for part in difference.path)} {difference.type}")
+        return ([f"ADD COLUMNS ({', '.join(added)})"] if added else []) + others
+
+    def _incompatible(self, layout: Layout, column: str, there: str, declared: str) -> PlatformError:
+        return PlatformError(
+            f"table {self.name}, column {column}: {there} in {layout.table(self.name)}, {declared} in its declaration, which "
+            "no table can be changed to: give the new column another name (and do not require it), or, where a rebuild makes the "
+            "table, move that folder away and run the rebuild job (`invoice-platform run rebuild_invoices`)"
+        )
 
     def _properties(self) -> str:
         properties = {"invoice_platform.declared": "true"} | self.properties
@@ -128,6 +181,7 @@ def declare_existing(spark: SparkSession, layout: Layout, *, moved: bool = False
         Look whether the catalog knows a table from another place (a root that was moved brings its metastore with it),
         and point it here; no data is touched.
     """
+    finish_interrupted(layout)
     known = {table.name for table in spark.catalog.listTables()}
     names = tables_on_disk(layout)
     for name in names:
@@ -219,13 +273,19 @@ def sql_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def last_checkpoint(path: Path) -> int:
+    """The version of which a Delta log says that it has the last checkpoint, -1 when it says none."""
+    try:
+        return json.loads((path / "_delta_log" / "_last_checkpoint").read_bytes())["version"]
+    except (OSError, ValueError, KeyError):
+        return -1
+
+
 def latest_version(path: Path) -> int:
     """The newest version in a Delta log, -1 without a table; costs a few file look-ups however long the log is."""
     log = path / "_delta_log"
-    version = -1
-    try:
-        version = json.loads((log / "_last_checkpoint").read_bytes())["version"]
-    except (OSError, ValueError, KeyError):
+    version = last_checkpoint(path)
+    if version < 0:
         names = (entry.name for entry in log.iterdir()) if log.is_dir() else iter(())
         commits = [int(name[:20]) for name in names if name.endswith(".json") and name[:20].isdigit()]
         version = max(commits, default=-1)
