@@ -3,7 +3,7 @@
 # Recipes name .venv relative to this file's folder, where make runs them, with or without -C.
 VENV := .venv/bin
 
-.PHONY: help setup demo up test test-fast check format readme constraints clean
+.PHONY: help setup demo up test test-fast stress check format readme constraints clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -22,6 +22,9 @@ test: setup ## Run all tests
 
 test-fast: setup ## Run the tests that start no process, wait for no clock and take no long time
 	@$(VENV)/pytest -m "not slow"
+
+stress: setup ## Land files for MINUTES (5) while all kinds of things fail, then look for what is lost; SEED=N repeats one
+	@$(VENV)/python -m invoice_platform_tests.stress --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 check: setup ## Check format, lint and types
 	@$(VENV)/ruff format --check

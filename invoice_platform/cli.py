@@ -6,7 +6,6 @@ import csv
 import json
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -488,17 +487,18 @@ def reset(
 @app.command()
 def serve(spark_port: Annotated[int, typer.Option(help="Port of the Spark Connect server.")] = CONNECT_PORT) -> None:
     """Keep a warm Spark for this root on loopback, behind a token, until Ctrl-C."""
+    from invoice_platform.orchestrate import Running
     from invoice_platform.server import warm_server
 
     layout = Layout.at()
     with until_told():
         say.print("starting a warm Spark …")
         with warm_server(layout, spark_port) as server:
-            print(server.url)
+            print(server.url, flush=True)
             say.print(
                 f"warm Spark for {layout.root}; jobs and `sql` find it by themselves. Ctrl-C ends it.", soft_wrap=True
             )
-            threading.Event().wait()
+            Running(server.url, (server.pid,)).wait()
 
 
 @app.command()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _SAYS_NOTHING = ("Exception thrown in awaitResult", "Job aborted")
 
@@ -66,7 +72,93 @@ def first_line(error: BaseException, limit: int = 500) -> str:
         return ours[-1].strip()[:limit]
     if text.lstrip().startswith(_SAYS_NOTHING) and (cause := getattr(error, "cause", None)) is not None:
         return first_line(cause, limit)
+    if text.startswith("<_") and (details := re.search(r'details = "(.+)"', text)):  # gRPC's own way to print an error
+        return details[1][:limit]
     for line in text.splitlines():
         if line.strip():
             return line.strip()[:limit]
     return type(error).__name__
+
+
+LEAST_BYTES = 1 << 20
+"""A disk with less room than this is full."""
+MAKE_ROOM = "make room there, then run again"
+MAKE_WRITABLE = "make it writable for this user (mount -o remount,rw, chown, chmod), then run again"
+_REFUSED = {
+    errno.ENOSPC: ("no space left on the device", MAKE_ROOM),
+    errno.EDQUOT: ("the disk quota is exceeded", MAKE_ROOM),
+    errno.EROFS: ("read-only file system", MAKE_WRITABLE),
+    errno.EACCES: ("permission denied", MAKE_WRITABLE),
+    errno.EPERM: ("operation not permitted", MAKE_WRITABLE),
+    errno.EIO: ("input/output error", "check the disk (dmesg), then run again"),
+}
+_REFUSED_BY_SQLITE = {
+    "disk is full": _REFUSED[errno.ENOSPC],
+    "disk I/O error": ("the disk is full or failing", MAKE_ROOM),
+    "readonly database": _REFUSED[errno.EROFS],
+    "unable to open database file": ("it cannot be opened or made", MAKE_WRITABLE),
+}
+_REFUSED_BY_SPARK = {
+    "No space left on device": _REFUSED[errno.ENOSPC],
+    "Disk quota exceeded": _REFUSED[errno.EDQUOT],
+    "Read-only file system": _REFUSED[errno.EROFS],
+    "Permission denied": _REFUSED[errno.EACCES],
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses of the platform's own writes into one line that names the file and the remedy.
+
+    Parameters
+    ----------
+    path : Path
+        What is written, where the system's error does not say it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise _refused(error.filename2 or error.filename or path, *_REFUSED[error.errno]) from error
+    except sqlite3.OperationalError as error:
+        for sign, why in _REFUSED_BY_SQLITE.items():
+            if sign in str(error):
+                raise _refused(path, *why) from error
+        raise
+
+
+def refused_by_disk(error: str, *folders: Path) -> str | None:
+    """What to do where Spark could not write, or None when that is not why it failed.
+
+    Parameters
+    ----------
+    error : str
+        What Spark said; a failed task's own words are not always in it.
+    folders : Path
+        Where it was writing: the one that is full or read-only is named, whatever was said.
+    """
+    refusing = [(folder, why) for folder in folders if (why := _takes_nothing(folder)) is not None]
+    for sign, why in _REFUSED_BY_SPARK.items():
+        if sign in error:
+            named = re.search(rf"(/[^\s():]+) \({sign}\)", error)
+            where = (
+                named[1] if named else " or ".join(str(folder) for folder, _ in refusing or [(f, why) for f in folders])
+            )
+            return str(_refused(where, *why))
+    return str(_refused(refusing[0][0], *refusing[0][1])) if refusing else None
+
+
+def _takes_nothing(folder: Path) -> tuple[str, str] | None:
+    """Why nothing can be written into a folder, by its file system; None where something can."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    if disk.f_flag & os.ST_RDONLY:
+        return _REFUSED[errno.EROFS]
+    return _REFUSED[errno.ENOSPC] if disk.f_bavail * disk.f_frsize < LEAST_BYTES else None
+
+
+def _refused(path: object, what: str, remedy: str) -> PlatformError:
+    return PlatformError(f"{path} could not be written, {what}: {remedy}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from invoice_platform.errors import PlatformError
+from invoice_platform.errors import PlatformError, writing
 from invoice_platform.server import CONNECT_PORT, end, require_free_port, warm_server
 from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
 from invoice_platform.streaming.session import REMOTE_VARIABLE, TOKEN_VARIABLE
@@ -72,12 +72,25 @@ class Running:
 
 @contextmanager
 def instance(layout: Layout) -> Iterator[DagsterInstance]:
-    """The Dagster instance of this root (or of `DAGSTER_HOME`), so that history is in one place however a job was started."""
-    prepare(layout)
-    import dagster as dg
+    """The Dagster instance of this root (or of `DAGSTER_HOME`), so that history is in one place however a job was started.
 
-    with dg.DagsterInstance.from_config(str(dagster_home(layout))) as found:
-        yield found
+    Raises
+    ------
+    PlatformError
+        When its history cannot be written.
+    """
+    home = dagster_home(layout)
+    with writing(home):
+        prepare(layout)
+    import dagster as dg
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as found:
+            yield found
+    except OperationalError as error:
+        with writing(home / "history"):
+            raise error.orig or error from error
 
 
 def limit_pools(layout: Layout) -> None:

@@ -30,6 +30,7 @@ from invoice_platform.streaming.session import (
 from invoice_platform.streaming.tables import declare_existing
 
 CONNECT_PORT = 15002
+SESSION_TIMEOUT = "10m"
 START_SECONDS = 120
 STOP_SECONDS = 15
 
@@ -99,6 +100,8 @@ def _command(layout: Layout, port: int) -> list[str]:
         "spark.app.name": "invoice_platform warm Spark",
         "spark.connect.grpc.binding.address": "127.0.0.1",
         "spark.connect.grpc.binding.port": str(port),
+        # A client whose machine is gone polls no more: what it left ends after that. By default an hour.
+        "spark.connect.session.manager.defaultSessionTimeout": SESSION_TIMEOUT,
         "spark.sql.catalogImplementation": "hive",
         "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:{layout.metastore / 'db'};create=true",
     }

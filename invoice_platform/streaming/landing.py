@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-from invoice_platform.errors import PlatformError, first_line
+from invoice_platform.errors import PlatformError, first_line, writing
 from invoice_platform.streaming.layout import Layout, segment_name
 from invoice_platform.streaming.ledger import AcceptedFile, Ledger
 from invoice_platform.streaming.settings import MAX_LINE_BYTES
@@ -207,10 +207,12 @@ class LandingFolder:
         if not moves:
             return
         self.ledger.begin([accepted for _, accepted in moves])
-        (self.accepted / segment_name(segment)).mkdir(parents=True, exist_ok=True)
-        for file, accepted in moves:
-            if self._take_out(file, result, lambda f=file, a=accepted: self._move(f, a)):
-                result.admitted.append(accepted)
+        into = self.accepted / segment_name(segment)
+        with writing(into):
+            into.mkdir(parents=True, exist_ok=True)
+            for file, accepted in moves:
+                if self._take_out(file, result, lambda f=file, a=accepted: self._move(f, a)):
+                    result.admitted.append(accepted)
         self.ledger.recover()  # what was moved is accepted; what was not is forgotten
 
     def _move(self, file: Waiting, accepted: AcceptedFile) -> None:

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from invoice_platform.errors import writing
 from invoice_platform.streaming.layout import segment_name
 
 SCHEMA = (
@@ -97,14 +98,15 @@ class Ledger:
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """A transaction; the first one makes the ledger, all in one step."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            if not _made(connection):
-                _make(connection)
-                self._adopt(connection)
-            yield connection
-            connection.execute("COMMIT")
+        with writing(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                if not _made(connection):
+                    _make(connection)
+                    self._adopt(connection)
+                yield connection
+                connection.execute("COMMIT")
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:

@@ -1,26 +1,52 @@
 """One run a checkpoint: a lock of the platform's own, because Spark lets two queries on one checkpoint both do their work.
 
-The lock is the operating system's (through filelock), so a process that dies, however it dies, holds nothing.
+The lock is the operating system's (through filelock), so a process that dies, however it dies, holds nothing. What it leaves is its
+name (`.lock.json`), by which the next holder says that it takes over, and its session in the warm Spark, whose queries would go
+on for nobody: that is ended first.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from invoice_platform.errors import StreamLocked
+from invoice_platform.errors import StreamLocked, writing
 from invoice_platform.streaming.layout import Layout
+from invoice_platform.streaming.session import RemoteSession
 from invoice_platform.streaming.state import read_state, write_state
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+
+class StreamLock:
+    """The lock of a stream, in the hands of its holder."""
+
+    def __init__(self, holder: Path, facts: dict[str, Any]) -> None:
+        self._holder = holder
+        self._facts = facts
+        write_state(holder, facts)
+
+    def works_with(self, spark: SparkSession) -> None:
+        """Write down which session works for the holder, for who takes over should the holder's process die."""
+        session = RemoteSession.of(spark)
+        if session is not None and self._facts.get("session") != session.facts:
+            self._facts["session"] = session.facts
+            write_state(self._holder, self._facts)
 
 
 @contextmanager
-def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[None]:
+def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[StreamLock]:
     """Hold the checkpoints of `stream`.
 
     Parameters
@@ -34,17 +60,19 @@ def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[None]:
         When another run holds them, with who that is.
     """
     folder = layout.checkpoints / stream
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", thread_local=False)
     holder = folder / ".lock.json"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StreamLocked(stream, _holder(holder)) from None
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StreamLocked(stream, _holder(holder)) from None
-    try:
+        _take_over(layout, stream, holder)
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        write_state(holder, {"run": run, "pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        yield
+        facts = {"run": run, "pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        yield StreamLock(holder, facts)
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
@@ -53,12 +81,13 @@ def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[None]:
 def hold_run(layout: Layout, run_id: str) -> FileLock | None:
     """Show that a run's process lives, until the lock is released; None when this process shows it already."""
     path = layout.run_lock(run_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
     return lock
 
 
@@ -80,6 +109,19 @@ def run_is_dead(layout: Layout, run_id: str) -> bool:
         return False
     let_go_of_run(lock)
     return True
+
+
+def _take_over(layout: Layout, stream: str, holder: Path) -> None:
+    """Say that the last holder died, and end what still works for it."""
+    try:
+        left = read_state(holder)
+    except ValueError:
+        left = {}
+    if not left:
+        return
+    log.warning(f"{stream}: checkpoint taken over from {_holder(holder).removesuffix(')')}, dead)")
+    if (session := RemoteSession.from_facts(left.get("session"))) is not None and session.end(layout):
+        log.warning(f"{stream}: its session in the warm Spark is ended, and what still ran in it")
 
 
 def _holder(path: Path) -> str:

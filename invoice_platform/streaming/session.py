@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote, urlsplit
 
 from invoice_platform.errors import PlatformError, first_line
 from invoice_platform.jars import jar_paths, require_java
@@ -24,6 +24,7 @@ from invoice_platform.streaming.state import read_state, write_state
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+    from pyspark.sql.connect.client.retries import RetryPolicy
     from pyspark.sql.connect.session import SparkSession as ConnectSession
 
 CONF_VARIABLE = "INVOICE_PLATFORM_SPARK_CONF"
@@ -128,12 +129,108 @@ class WarmServer:
         return server if psutil.pid_exists(server.pid) and _answers("localhost", server.port) else None
 
 
+@dataclass(frozen=True)
+class RemoteSession:
+    """A session in a Spark Connect server, as another process can name it.
+
+    The server ends what a session runs when the session is ended, not when its client dies.
+    """
+
+    address: str
+    """`host:port` of the server."""
+    session_id: str
+    user: str
+    """Whose session it is, as Connect has it; empty for nobody's."""
+
+    @classmethod
+    def of(cls, spark: SparkSession) -> RemoteSession | None:
+        """How a session is named; None for an embedded one, which ends with its process."""
+        if not type(spark).__module__.startswith("pyspark.sql.connect"):
+            return None
+        client = cast("ConnectSession", spark).client
+        return cls(client._builder.endpoint, client._session_id, client._user_id or "")  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_facts(cls, facts: Any) -> RemoteSession | None:
+        """What `facts` wrote down, or None."""
+        try:
+            return cls(**facts)
+        except TypeError:
+            return None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """To be written down; holds no secret."""
+        return asdict(self)
+
+    @property
+    def gone(self) -> bool:
+        """Whether its server is."""
+        return _refuses(self.address)
+
+    def end(self, layout: Layout) -> bool:
+        """End it and all that runs in it; False where its server is gone, and all of it with that.
+
+        Raises
+        ------
+        PlatformError
+            When its server does not let it be ended: what it runs would work beside whoever goes on.
+        """
+        host, _, port = self.address.rpartition(":")
+        if not _answers(host, int(port)):
+            return False
+        if (server := WarmServer.of(layout)) is not None and server.url == f"sc://{self.address}":
+            os.environ[TOKEN_VARIABLE] = server.token
+        from pyspark.sql.connect.client import SparkConnectClient
+
+        user = f";user_id={quote(self.user)}" if self.user else ""
+        client = SparkConnectClient(f"sc://{self.address}/;session_id={self.session_id}{user}")
+        client.set_retry_policies([_retries(self.address)])
+        try:
+            client.release_session()
+        except Exception as error:
+            raise PlatformError(
+                f"session {self.session_id} of a process that died could not be ended in the Spark at {self.address} "
+                f"({first_line(error)}), and its queries may still run: end that Spark and start it anew (`make up` or "
+                "`invoice-platform serve`)"
+            ) from None
+        finally:
+            client.close()
+        return True
+
+
 def _answers(host: str, port: int) -> bool:
     try:
         with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
             return True
     except OSError:
         return False
+
+
+def _refuses(address: str) -> bool:
+    """Whether nothing listens at `host:port`: a server that is gone, and not a network that is slow."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+
+
+def _retries(address: str) -> RetryPolicy:
+    """How often a client tries again: not at all when its server is gone, and its session with it.
+
+    By default each call goes on for ten minutes, and ending a run takes a dozen calls.
+    """
+    from pyspark.sql.connect.client.retries import DefaultPolicy
+
+    class WhileItListens(DefaultPolicy):
+        def can_retry(self, e: BaseException) -> bool:
+            return super().can_retry(e) and not _refuses(address)
+
+    return WhileItListens(max_retries=CONNECT_RETRIES)
 
 
 def open_session(
@@ -236,12 +333,10 @@ def _connect(layout: Layout, remote: str, conf: Mapping[str, str]) -> SparkSessi
         )
     import pyspark
     from pyspark.sql import SparkSession
-    from pyspark.sql.connect.client.retries import DefaultPolicy
 
     try:
         session = SparkSession.builder.remote(remote).getOrCreate()
-        # By default a client goes on for ten minutes when its server is gone; a run should end and say so.
-        cast("ConnectSession", session).client.set_retry_policies([DefaultPolicy(max_retries=CONNECT_RETRIES)])
+        cast("ConnectSession", session).client.set_retry_policies([_retries(f"{host}:{port}")])
         version, root = session.version, session.conf.get(ROOT_SETTING, "")
     except Exception as error:
         raise PlatformError(

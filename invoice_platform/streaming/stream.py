@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-from invoice_platform.errors import PlatformError, StreamFailed
+from invoice_platform.errors import PlatformError, StreamFailed, refused_by_disk
 from invoice_platform.streaming.landing import Admission
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.lock import stream_lock
-from invoice_platform.streaming.session import spark_exceptions
+from invoice_platform.streaming.lock import StreamLock, stream_lock
+from invoice_platform.streaming.session import RemoteSession, spark_exceptions
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sinks import ConnectorSink, Query, Service, Sink
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg, Source
@@ -172,6 +174,7 @@ class _StreamRun:
         self._on_batch = on_batch
         self._told_to_stop = told_to_stop
         self._query: StreamingQuery | None = None
+        self._remote: RemoteSession | None = None
         self._leg: Leg | None = None
         self._last_batch = -1
         self._collected = 0.0
@@ -184,6 +187,7 @@ class _StreamRun:
     def _spark(self) -> SparkSession:
         started = time.monotonic()
         session = self._open_session()
+        self._remote = RemoteSession.of(session)
         self.summary.session_seconds += time.monotonic() - started
         return session
 
@@ -327,7 +331,13 @@ class _StreamRun:
             raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> StreamFailed:
-        remedy = self.stream.source.remedy(str(error))
+        places = [self.layout.checkpoints / self.stream.name, self.layout.lakehouse, Path(gettempdir())]
+        remedy = self.stream.source.remedy(str(error)) or refused_by_disk(str(error), *places)
+        if self._remote is not None and self._remote.gone:
+            remedy = (
+                f"the warm Spark at {self._remote.address} is gone: start it anew (`make up` or `invoice-platform serve`), "
+                "then run again"
+            )
         return StreamFailed(self.stream.name, error, str(self.layout.spark_log), remedy)
 
 
@@ -397,13 +407,21 @@ def run_streams(
     through what it has admitted; one that is cancelled stops at once, and the next run goes on.
     """
     with ExitStack() as held:
+        locks: list[StreamLock] = []
         for stream in streams:
-            held.enter_context(stream_lock(layout, stream.name, run))
+            locks.append(held.enter_context(stream_lock(layout, stream.name, run)))
         finish_interrupted(layout, [stream.name for stream in streams])
         for stream in streams:
             for table in stream.tables:
                 table.changes(layout)  # before anything is admitted or written
-        runs = [_StreamRun(stream, layout, settings, spark, on_batch, told_to_stop) for stream in streams]
+
+        def noted() -> SparkSession:
+            session = spark()
+            for lock in locks:
+                lock.works_with(session)
+            return session
+
+        runs = [_StreamRun(stream, layout, settings, noted, on_batch, told_to_stop) for stream in streams]
         if settings.trigger.continuous:
             _run_until_told(runs, settings, on_report, report_seconds, told_to_stop)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,8 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 PREVIEW_ROWS = 10
 BATCH_ROWS = 512
 """Rows that a query without Spark has in one piece."""
+MAKING_SECONDS = 10.0
+"""How long the first commit of a table may take from the making of its log's folder."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,18 @@ class Table:
         PlatformError
             Before anything is written, when the table that is there has columns of other types.
         """
-        path, changes = layout.table(self.name), self.changes(layout)
+        path = layout.table(self.name)
+        _clear_unmade(path)
+        changes = self.changes(layout)
         if changes is None:
             # By path: the catalog may know the name of a table that was removed, and would then make none.
             columns = ", ".join(_described(c) for c in self.columns)
             declared = f"USING delta COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
-            spark.sql(f"CREATE TABLE IF NOT EXISTS delta.`{path}` ({columns}) {declared}")
+            spark.sql(f"CREATE TABLE IF NOT EXISTS {by_path(path)} ({columns}) {declared}")
         # Without columns: a comment that differs from what the table was made with would be refused.
         spark.sql(f"CREATE TABLE IF NOT EXISTS `{self.name}` USING delta LOCATION {_quoted(str(path))}")
         for change in changes or ():
-            spark.sql(f"ALTER TABLE delta.`{path}` {change}")
+            spark.sql(f"ALTER TABLE {by_path(path)} {change}")
 
     def changes(self, layout: Layout) -> list[str] | None:
         """What ALTER TABLE has to do so that the table is as declared, asking no Spark; None when there is no table.
@@ -164,7 +170,30 @@ def strange_tables(layout: Layout) -> list[str]:
 def _delta_folders(layout: Layout) -> list[str]:
     if not layout.lakehouse.is_dir():
         return []
-    return sorted(folder.name for folder in layout.lakehouse.iterdir() if (folder / "_delta_log").is_dir())
+    return sorted(folder.name for folder in layout.lakehouse.iterdir() if latest_version(folder) >= 0)
+
+
+def _clear_unmade(path: Path) -> None:
+    """Remove what a crash left of a table before its first commit: Spark makes no table in a folder that is not empty.
+
+    That is an empty log, or one with hidden, partial files. Where another process is just making the table, its commit is
+    waited for.
+    """
+
+    def unmade() -> bool:
+        log = path / "_delta_log"
+        return log.is_dir() and [p.name for p in path.iterdir()] == [log.name] and not any(_shown(log))
+
+    for _ in range(int(MAKING_SECONDS / 0.1)):
+        if not unmade():
+            return
+        time.sleep(0.1)
+    if unmade():
+        shutil.rmtree(path)
+
+
+def _shown(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def by_path(path: Path) -> str:
