@@ -65,12 +65,15 @@ def read(line: bytes, ingested_ms: int) -> Read | None:
     except UnicodeDecodeError:
         return Read(faults=["UTF-8"])
     try:
+        json.loads(text, parse_constant=_refuse)  # a text that is no JSON at all is that first
         document = json.loads(
             text, parse_float=Number, parse_int=Number, parse_constant=_refuse, object_pairs_hook=_once
         )
         _no_half_characters(document)
     except RepeatedKeyError:
         return Read(faults=["repeated"])
+    except UnicodeEncodeError:
+        return Read(faults=["surrogate"])
     except ValueError:
         return Read(faults=["JSON"])
     if not isinstance(document, dict):

@@ -180,6 +180,8 @@ def _differs(rows: list[Any], wanted: list[Read]) -> str | None:
             return f"record {place}: reason {row['reason']!r}, should be wrong: {one.faults}"
         if one.record is None:
             unnamed = [fault for fault in one.faults[:5] if fault not in row["reason"]]
+            if unnamed == ["JSON"] and "a key is repeated" in row["reason"]:
+                unnamed = []  # in the first of two documents, say: both are so
             if unnamed or row["raw"] is None or row["InvoiceNumber"] is not None:
                 return f"record {place}: {row['reason']!r} does not name {unnamed}"
             continue
@@ -224,6 +226,8 @@ def test_random_files_are_read_as_plain_python_reads_them(platform: Platform) ->
     differ = differences(platform, list(dict.fromkeys(examples)))
     known = set(examples)
     print(f"{len(examples)} files of seed {SEED}, {len(known)} of them different; {len(differ)} are read otherwise")
+    for said in list(differ.values())[:10]:
+        print(said)
     records_in = sum(len(expected(file, 0)) for file in known)
     good = sum(one.record is not None for file in known for one in expected(file, 2**60))
     assert records_in / 5 < good < records_in * 4 / 5, f"{good} good records of {records_in}: one kind drowns the other"
