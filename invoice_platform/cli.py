@@ -272,6 +272,35 @@ def peek(
 
 
 @app.command()
+def repair(
+    stream: Annotated[str, typer.Argument(help="Name of a stream, such as invoices.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Carry out the plan without asking.")] = False,
+) -> None:
+    """Bring a stream back whose checkpoint or table is damaged, without loss or repeat; shows its plan and asks first."""
+    from invoice_platform.assets.factory import STREAMS, downstream
+    from invoice_platform.definitions import defs  # noqa: F401  (declares the streams)
+    from invoice_platform.streaming.repair import apply, plan
+    from invoice_platform.streaming.session import lazy_session
+
+    if stream not in STREAMS:
+        raise PlatformError(f"there is no stream {stream!r}: choose one of {', '.join(STREAMS)}")
+    layout, of, fed = Layout.at(), STREAMS[stream], downstream(STREAMS[stream])
+    made = plan(of, fed, layout)
+    if made is None:
+        print(f"{stream}: nothing to repair")
+        return
+    print(made.text, flush=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise PlatformError(f"nothing was changed: give --yes to carry out this plan (`repair {stream} --yes`)")
+        if not typer.confirm("Do that?", err=True):
+            raise PlatformError("nothing was changed")
+    with lazy_session(layout) as spark:
+        aside = apply(made, of, fed, spark, layout)
+    print(f"{stream}: repaired; its next run goes on. What was replaced is in {aside}")
+
+
+@app.command()
 def status(
     format: Annotated[Format, typer.Option(help="table or json.")] = Format.table,
 ) -> None:
@@ -304,6 +333,9 @@ def status(
         if stream["offsets"]:
             where = f"  {name}: segment {stream['segment']} at {json.dumps(stream['offsets'])}"
             out.print(where, markup=False, highlight=False, soft_wrap=True)
+    for name, part in (*facts["streams"].items(), *facts["tables"].items()):
+        if part["damage"]:
+            say.print(f"  {name}: {part['damage']}", style="red", markup=False, highlight=False, soft_wrap=True)
     keys = ("rows", "version", "files", "bytes")
     _table("tables", ("table", *keys), [(n, *(t[k] for k in keys)) for n, t in facts["tables"].items()])
     for name in facts["passed_over"]:

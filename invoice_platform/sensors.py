@@ -43,9 +43,9 @@ def ring_for_files(
     layout = landing.lakehouse.layout
     try:
         scan = landing.of(streams[0]).scan()
+        behind = _behind(streams, layout)
     except PlatformError as error:
         return _skip(str(error))
-    behind = _behind(streams, layout)
     if not behind and landing.of(streams[0]).ledger.unfinished():
         behind = [streams[0].name]  # its run died while it admitted files
     left = f"; left in landing: {', '.join(f'{f.name!r} ({f.reason})' for f in scan.left[:5])}" if scan.left else ""

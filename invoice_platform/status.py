@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from invoice_platform.errors import PlatformError
 from invoice_platform.quarantine import summary
-from invoice_platform.streaming.checkpoint import last_committed
+from invoice_platform.streaming.checkpoint import damage, last_committed
+from invoice_platform.streaming.damage import Damaged
 from invoice_platform.streaming.landing import scan_folder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
 from invoice_platform.streaming.session import WarmServer
+from invoice_platform.streaming.tables import damage as table_damage
 from invoice_platform.streaming.tables import facts, strange_tables, tables_on_disk
 from invoice_platform.streaming.unfinished import LOCKS
 
@@ -24,7 +27,8 @@ def status(layout: Layout) -> dict[str, Any]:
         `root`; `warm_spark` (url, pid or null); `landing`: per inbox `waiting` and `left` (name, reason); `streams`: per
         stream `segments`, `files_accepted`, `records_accepted`, `files_pending` (null for one that reads a table), `segment`,
         `last_batch`, `offsets`; `tables`: per table `rows`, `version`, `files`, `bytes`; `passed_over`: folders of
-        `lakehouse/` whose name no table can have; `quarantine`: records `open` and `sent_again`.
+        `lakehouse/` whose name no table can have; `quarantine`: records `open` and `sent_again`. A stream or a table has
+        `damage`: null, or the file that is damaged and the remedy; what that file alone tells is null then.
     """
     server = WarmServer.of(layout)
     return {
@@ -57,7 +61,7 @@ def _stream(layout: Layout, name: str) -> dict[str, Any]:
     landed = ledger.path.exists()
     totals = ledger.totals()
     checkpoints = [p for p in _folders(layout.checkpoints / name) if p.name.isdigit()]
-    segment, batch, offsets = _last_batch(checkpoints)
+    segment, batch, offsets, damaged = _last_batch(name, checkpoints)
     return {
         "segments": len(ledger.segments()) if landed else len(checkpoints),
         "files_accepted": totals["files"] if landed else None,
@@ -66,19 +70,28 @@ def _stream(layout: Layout, name: str) -> dict[str, Any]:
         "segment": segment,
         "last_batch": batch,
         "offsets": offsets,
+        "damage": damaged,
     }
 
 
-def _last_batch(checkpoints: list[Path]) -> tuple[int | None, int | None, list[Any]]:
-    """Segment, number and source offsets of the last committed micro-batch."""
+def _last_batch(stream: str, checkpoints: list[Path]) -> tuple[int | None, int | None, list[Any], str | None]:
+    """Segment, number and source offsets of the last committed micro-batch, and what is damaged in that checkpoint."""
     for checkpoint in reversed(checkpoints):
+        if found := damage(checkpoint):
+            return int(checkpoint.name), None, [], str(Damaged(f"stream {stream!r}", found[0], stream))
         if (last := last_committed(checkpoint)) is not None:
-            return int(checkpoint.name), last.batch, last.offsets
-    return None, None, []
+            return int(checkpoint.name), last.batch, last.offsets, None
+    return None, None, [], None
 
 
 def _table(layout: Layout, name: str) -> dict[str, Any] | None:
-    found = facts(layout.table(name))
+    damaged = table_damage(layout.table(name))
+    message = str(Damaged(f"table {name}", damaged[0], name)) if damaged else None
+    try:
+        found = facts(layout.table(name))
+    except PlatformError as error:
+        return {"rows": None, "version": None, "files": None, "bytes": None, "damage": message or str(error)}
     if found is None:
         return None  # just being made
-    return {"rows": found.rows, "version": found.version, "files": found.files, "bytes": found.bytes}
+    size = {"rows": found.rows, "version": found.version, "files": found.files, "bytes": found.bytes}
+    return size | {"damage": message}

@@ -91,7 +91,7 @@ class Layout:
         return self.checkpoints / stream / segment_name(segment)
 
     def source_state(self, stream: str) -> Path:
-        """Which checkpoint a stream that is fed by tables is in, and how far."""
+        """Which checkpoint a stream that is fed by tables or topics is in, and how far."""
         return self.checkpoints / stream / SOURCE_STATE
 
     @property
@@ -103,6 +103,15 @@ class Layout:
     def reset_note(self) -> Path:
         """Left by a reset that was interrupted."""
         return self.root / ".reset.json"
+
+    def repair_note(self, stream: str) -> Path:
+        """What a repair that was begun has still to do."""
+        return self.checkpoints / stream / "repair.json"
+
+    @property
+    def set_aside(self) -> Path:
+        """Where a repair puts what it replaces, in a folder a repair; nothing here is read again."""
+        return self.root / "set-aside"
 
     @property
     def checked(self) -> Path:

@@ -8,6 +8,7 @@ afterwards (`accepted`), so that a crash between the two is mended from the fold
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -271,6 +272,60 @@ class Ledger:
         """Write down that every file up to the id `through` is in the stream's table, whatever its segment."""
         with self._write() as connection:
             connection.execute("UPDATE segments SET drained_through = max(drained_through, ?)", (through,))
+
+    def files(self, segment: int) -> dict[str, tuple[int, int]]:
+        """The accepted files of a segment: name to id and records."""
+        with self._read() as connection:
+            rows = connection.execute(
+                "SELECT name, id, records FROM files WHERE segment = ? AND state = 'accepted' ORDER BY id", (segment,)
+            ).fetchall()
+        return {name: (file_id, records) for name, file_id, records in rows}
+
+    def working(self) -> list[int]:
+        """The segments whose checkpoints will be used again: they hold files not worked through, or take the next ones."""
+        with self._read() as connection:
+            rows = connection.execute(
+                "SELECT number FROM segments s WHERE closed = 0 OR EXISTS (SELECT 1 FROM files f "
+                "WHERE f.segment = s.number AND f.id > s.drained_through) ORDER BY number"
+            ).fetchall()
+        return [number for (number,) in rows]
+
+    def drained_through(self, segment: int) -> int:
+        """Id of the last file of `segment` that the stream is known to have committed; 0 for none."""
+        with self._read() as connection:
+            row = connection.execute("SELECT drained_through FROM segments WHERE number = ?", (segment,)).fetchone()
+        return row[0] if row else 0
+
+    def first_accepted_ms(self, segment: int) -> int | None:
+        """The modification time of a segment's first file; None for one without files."""
+        with self._read() as connection:
+            return connection.execute("SELECT min(accepted_ms) FROM files WHERE segment = ?", (segment,)).fetchone()[0]
+
+    def leave(self, segment: int, into: int, files: Iterable[int]) -> None:
+        """Close a segment whose checkpoint is lost: all its files are committed but `files`, which segment `into` takes.
+
+        The ledger is changed first, then the files are moved; called again after a crash it goes on.
+        """
+        with self._write() as connection:
+            connection.execute(
+                "UPDATE segments SET closed = 1, drained_through = max(drained_through, "
+                "(SELECT coalesce(max(id), 0) FROM files)) WHERE number = ?",
+                (segment,),
+            )
+            connection.execute("INSERT OR IGNORE INTO segments (number) VALUES (?)", (into,))
+            moved = [(into, file_id) for file_id in files]
+            connection.executemany("UPDATE files SET segment = ? WHERE id = ?", moved)
+            rows = [connection.execute("SELECT name FROM files WHERE id = ?", (n,)).fetchone() for _, n in moved]
+        (self.folder / segment_name(into)).mkdir(parents=True, exist_ok=True)
+        for (name,) in rows:
+            old = self.folder / segment_name(segment) / name
+            if old.exists():
+                os.replace(old, self.folder / segment_name(into) / name)
+
+    def undrain(self, segment: int) -> None:
+        """Forget what was worked through in `segment`: its stream begins with it again."""
+        with self._write() as connection:
+            connection.execute("UPDATE segments SET drained_through = 0 WHERE number = ?", (segment,))
 
     def totals(self) -> dict[str, int]:
         """`files`, `bytes` and `records` that were ever accepted, and the `records` among them worked through."""

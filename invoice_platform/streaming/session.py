@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -279,6 +279,24 @@ def spark_exceptions() -> tuple[type[Exception], ...]:
     from pyspark.errors import PySparkException
 
     return PySparkException, Py4JError
+
+
+@contextmanager
+def lazy_session(layout: Layout) -> Iterator[Callable[[], SparkSession]]:
+    """A way to ask for a session, opened at the first call and stopped in the end if it was opened here."""
+    opened: list[tuple[SparkSession, bool]] = []
+
+    def session() -> SparkSession:
+        if not opened:
+            opened.append(open_session(layout))
+        return opened[0][0]
+
+    try:
+        yield session
+    finally:
+        for spark, owned in opened:
+            if owned:
+                spark.stop()
 
 
 @contextmanager

@@ -105,6 +105,10 @@ class Sink(ABC):
         """Servers that it needs beside the root's own folders."""
         return frozenset()
 
+    def application(self, query: Query, checkpoint_id: str | None) -> str | None:
+        """Under which id the table that it keeps numbers the micro-batches that it has (Delta's `txn`); None if it does not."""
+        return None
+
     def check(self, query: Query) -> None:  # noqa: B027
         """Look, before anything is written, whether it can be written to.
 
@@ -166,6 +170,10 @@ class DeltaSink(Sink):
         """The table."""
         return self.table
 
+    def application(self, query: Query, checkpoint_id: str | None) -> str | None:
+        """Delta's own sink takes the id that the checkpoint gave itself."""
+        return checkpoint_id
+
     def check(self, query: Query) -> None:
         """As one of several sinks it numbers its micro-batches; see `_refuse_old_application`."""
         _refuse_old_application(self.table, query)
@@ -202,7 +210,7 @@ def _refuse_old_application(table: Table, query: Query) -> None:
         raise PlatformError(
             f"stream {query.stream!r}: its checkpoint {query.checkpoint} is new, but table {table.name} was written by an "
             f"earlier one under the same application id (micro-batch {written}): new ones would be dropped, or sums begin "
-            "again. Put the checkpoint back, or run the rebuild job of its tables (`invoice-platform run rebuild_invoices`)"
+            f"again. Put the checkpoint back, or run `invoice-platform repair {query.stream}`"
         )
 
 
@@ -485,6 +493,10 @@ class Several(Sink):
     def services(self) -> frozenset[Service]:
         """All that they need."""
         return frozenset(service for sink in self.sinks for service in sink.services)
+
+    def application(self, query: Query, checkpoint_id: str | None) -> str | None:
+        """The one that the platform gives a table to which rows are added."""
+        return query.application_id if any(isinstance(sink, DeltaSink) for sink in self.sinks) else None
 
     def check(self, query: Query) -> None:
         """Whether each can be written to."""

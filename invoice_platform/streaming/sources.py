@@ -5,20 +5,23 @@ Adding one: a class with `pending`, `read_stream` and `read_batch`; whatever Spa
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.streaming.checkpoint import has_unfinished, last_committed
+from invoice_platform.streaming.checkpoint import has_unfinished, last_committed, last_planned
+from invoice_platform.streaming.damage import Damage, Damaged
 from invoice_platform.streaming.json_lines import BLANK, from_json, one_document
 from invoice_platform.streaming.kafka import KafkaConnection, Offsets, offsets
 from invoice_platform.streaming.landing import SEGMENT_FILES, FileFormat, LandingFolder
 from invoice_platform.streaming.layout import Layout, segment_name
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.state import read_state, write_state
-from invoice_platform.streaming.tables import Column, Table, latest_version
+from invoice_platform.streaming.tables import Column, Table, facts, latest_version, open_delta, query
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -48,6 +51,11 @@ class Source(ABC):
     services: ClassVar[frozenset[Service]] = frozenset()
     """Servers that it needs beside the root's own folders."""
 
+    @property
+    def tables_read(self) -> tuple[str, ...]:
+        """Names of the tables of the lakehouse that it reads."""
+        return ()
+
     @abstractmethod
     def pending(self, layout: Layout, stream: str) -> list[Leg]:
         """What is new, oldest first; asks no Spark."""
@@ -68,6 +76,13 @@ class Source(ABC):
     @abstractmethod
     def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
         """All that there is, as a batch."""
+
+    def begun(self, layout: Layout, stream: str, segment: int, table: Path | None) -> str | None:
+        """What tells that a checkpoint which is not there was worked with, in words; None when nothing does.
+
+        Asked where a query would begin anew: it would read again what `table` has. A few look-ups, no Spark.
+        """
+        return None
 
     def lost(self, progress: Mapping[str, Any]) -> int:
         """Records that a micro-batch should have read and that were not there any more."""
@@ -125,6 +140,23 @@ class LandedFiles(Source):
         """Write down that the leg's files are committed."""
         self.landing(layout, stream).ledger.drained(leg.segment, leg.through)
 
+    def begun(self, layout: Layout, stream: str, segment: int, table: Path | None) -> str | None:
+        """Files of the segment that the ledger has as committed, or, after a run that was killed, rows that the table has."""
+        ledger = self.landing(layout, stream).ledger
+        through = ledger.drained_through(segment)
+        if committed := sum(file_id <= through for file_id, _ in ledger.files(segment).values()):
+            return f"{committed} files of segment {segment} went through it"
+        since = ledger.first_accepted_ms(segment)
+        if table is None or since is None or not tells_files(table):
+            return None
+        rows = query(
+            table,
+            # The time lets Delta pass over what is older than the segment by its statistics.
+            f"SELECT count(*) AS n FROM t WHERE ingested_at >= to_timestamp_millis({since}) "
+            f"AND source_file LIKE '{segment_name(segment)}/%'",
+        )
+        return f"{n} rows of segment {segment} are in the table" if (n := rows[0]["n"]) else None
+
     def read_stream(
         self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
     ) -> DataFrame:
@@ -158,6 +190,29 @@ class LandedFiles(Source):
             # Set at admission and kept by the archive, so that a rebuild gives the same time again.
             F.col("_metadata.file_modification_time").alias("ingested_at"),
         )
+
+
+def tells_files(table: Path, version: int | None = None) -> bool:
+    """Whether each row of a table, now or at a version, says which accepted file it is of."""
+    found = open_delta(table, version)
+    return found is not None and {"source_file", "ingested_at"} <= {field.name for field in found.schema().fields}
+
+
+def _read_source_state(layout: Layout, stream: str, first: dict[str, Any]) -> dict[str, Any]:
+    """What `source.json` holds, over `first`. One that is lost leaves the newest checkpoint in use."""
+    try:
+        kept = read_state(layout.source_state(stream))
+    except ValueError:
+        damage = Damage(layout.source_state(stream), "empty or cut short")
+        raise Damaged(f"stream {stream!r}", damage, stream) from None
+    if not kept:
+        kept = {"segment": max([1, *checkpoints(layout, stream)])}
+    return first | kept
+
+
+def checkpoints(layout: Layout, stream: str) -> list[int]:
+    """Numbers of the checkpoints that a stream has, in order."""
+    return sorted(int(folder.name) for folder in (layout.checkpoints / stream).glob("[0-9]*") if folder.is_dir())
 
 
 def _parsed(lines: DataFrame, columns: tuple[Column, ...], options: Mapping[str, str]) -> DataFrame:
@@ -207,10 +262,15 @@ class DeltaTable(Source):
         """The tables' names."""
         return tuple(table if isinstance(table, str) else table.name for table in self.tables)
 
+    @property
+    def tables_read(self) -> tuple[str, ...]:
+        """The tables' names."""
+        return self.names
+
     def _state(self, layout: Layout, stream: str) -> dict[str, Any]:
         starting = {} if self.starting_version is None else dict.fromkeys(self.names, self.starting_version)
         first = {"segment": 1, "starting_versions": starting, "drained_versions": {}}
-        return first | read_state(layout.source_state(stream))
+        return _read_source_state(layout, stream, first)
 
     def _write_state(self, layout: Layout, stream: str, **changes: Any) -> None:
         write_state(layout.source_state(stream), self._state(layout, stream) | changes)
@@ -236,6 +296,34 @@ class DeltaTable(Source):
     def drained_versions(self, layout: Layout, stream: str) -> dict[str, int]:
         """Through which version of each table the stream is known to have worked; a table not begun is not there."""
         return self._state(layout, stream)["drained_versions"]
+
+    def begun(self, layout: Layout, stream: str, segment: int, table: Path | None) -> str | None:
+        """Versions that were worked through with it, or rows of a stream of which nothing else is left."""
+        if layout.source_state(stream).exists():
+            state = self._state(layout, stream)
+            drained = state["drained_versions"]
+            if drained != state["starting_versions"]:
+                return f"{', '.join(f'{name} up to version {v}' for name, v in drained.items())} went through it"
+            return None
+        found = facts(table) if table is not None else None
+        return f"{found.rows} rows came through it" if found is not None and found.rows else None
+
+    def versions_read(self, layout: Layout, stream: str) -> dict[str, int]:
+        """The newest version of each table of which the stream has rows, or may have after a crash; none before it began.
+
+        Raises
+        ------
+        Damaged
+            When its checkpoint does not tell.
+        """
+        state = self._state(layout, stream)
+        read = dict(state["drained_versions"])
+        if (planned := last_planned(layout.checkpoint(stream, state["segment"]))) is not None:
+            for name, offset in zip(self.names, planned.offsets, strict=False):
+                if offset is not None:  # an index below 0: before the version's first file
+                    version = offset["reservoirVersion"] - (offset["index"] < 0)
+                    read[name] = max(version, read.get(name, -1))
+        return read
 
     def restart(self, layout: Layout, stream: str, after: Mapping[str, int] | None) -> None:
         """Leave the checkpoint for a new one.
@@ -345,26 +433,57 @@ class KafkaTopics(Source):
         object.__setattr__(self, "pattern", pattern)
         object.__setattr__(self, "starting_offsets", starting_offsets)
 
-    def _there(self, layout: Layout) -> dict[str, dict[int, Offsets]]:
-        """What the server has, by topic and partition."""
-        return offsets(KafkaConnection.of(layout), self.topics or None, self.pattern)
+    def _state(self, layout: Layout, stream: str) -> dict[str, Any]:
+        """The checkpoint in use; from where it began, and how many rows the table had then, where a repair said so."""
+        return _read_source_state(layout, stream, {"segment": 1, "starting_offsets": None, "rows": 0})
 
     def committed(self, layout: Layout, stream: str) -> dict[str, dict[int, int]]:
         """Offsets up to which the stream has read, by topic and partition; empty before its first micro-batch."""
-        last = last_committed(layout.checkpoint(stream, 1))
-        read = last.offsets[0] if last is not None and last.offsets[0] is not None else {}
-        return {topic: {int(p): offset for p, offset in of_topic.items()} for topic, of_topic in read.items()}
+        state = self._state(layout, stream)
+        last = last_committed(layout.checkpoint(stream, state["segment"]))
+        read = last.offsets[0] if last is not None else state["starting_offsets"]
+        return {topic: {int(p): offset for p, offset in of_topic.items()} for topic, of_topic in (read or {}).items()}
+
+    def current(self, layout: Layout, stream: str) -> Leg:
+        """The checkpoint in use, for a query that stays."""
+        return Leg(self._state(layout, stream)["segment"])
+
+    def begun(self, layout: Layout, stream: str, segment: int, table: Path | None) -> str | None:
+        """Rows that the table did not have when the checkpoint was made."""
+        found = facts(table) if table is not None else None
+        came = found.rows - self._state(layout, stream)["rows"] if found is not None else 0
+        return f"{came} rows came through it" if came > 0 else None
+
+    def made_anew(self, layout: Layout, stream: str) -> list[str]:
+        """Partitions (`topic/number`) whose offsets begin again below where the stream has read."""
+        return _gone(self.committed(layout, stream), self.there(layout))[1]
+
+    def restart(self, layout: Layout, stream: str, segment: int, starting: Mapping[str, Any], rows: int) -> None:
+        """Leave the checkpoint for a new one, `segment`, that begins at `starting`: offsets by topic and partition."""
+        write_state(layout.source_state(stream), {"segment": segment, "starting_offsets": starting, "rows": rows})
+
+    def there(self, layout: Layout) -> dict[str, dict[int, Offsets]]:
+        """What the server has, by topic and partition."""
+        return offsets(KafkaConnection.of(layout), self.topics or None, self.pattern)
+
+    def _starting(self, state: Mapping[str, Any], there: Mapping[str, Mapping[int, Offsets]]) -> str:
+        """Where a new checkpoint begins, as Spark takes it: a word, or every partition by number (-2: its earliest)."""
+        if (known := state["starting_offsets"]) is None:
+            return self.starting_offsets
+        return json.dumps(
+            {topic: {str(p): known.get(topic, {}).get(str(p), -2) for p in held} for topic, held in there.items()}
+        )
 
     def pending(self, layout: Layout, stream: str) -> list[Leg]:
         """One leg when a partition holds records beyond the checkpoint's offsets, or lacks some that were not read."""
         committed = self.committed(layout, stream)
-        there = self._there(layout)
+        there = self.there(layout)
         new = any(
             held.high > committed.get(topic, {}).get(partition, held.low)
             for topic, partitions in there.items()
             for partition, held in partitions.items()
         )
-        return [Leg(1)] if new or any(_gone(committed, there)) else []
+        return [self.current(layout, stream)] if new or any(_gone(committed, there)) else []
 
     def read_stream(
         self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
@@ -376,11 +495,12 @@ class KafkaTopics(Source):
         PlatformError
             When records that were not read have expired and the run was not told to accept that.
         """
-        expired, anew = _gone(self.committed(layout, stream), self._there(layout))
+        there = self.there(layout)
+        expired, anew = _gone(self.committed(layout, stream), there)
         if anew:
             raise PlatformError(
-                f"stream {stream!r}: {', '.join(anew)} was deleted or made anew, so its offsets begin again: delete "
-                f"{layout.checkpoints / stream} to read all that its topics now hold from the beginning, again where it was read"
+                f"stream {stream!r}: {', '.join(anew)} was deleted or made anew, so its offsets begin again: run "
+                f"`invoice-platform repair {stream}` to read all that it now holds from the beginning"
             )
         if expired and settings.fail_on_data_loss:
             told = ", ".join(f"{'all' if n is None else n} of {partition}" for partition, n in expired.items())
@@ -391,7 +511,7 @@ class KafkaTopics(Source):
             )
         reader = (
             self._described(spark.readStream, KafkaConnection.of(layout))
-            .option("startingOffsets", self.starting_offsets)
+            .option("startingOffsets", self._starting(self._state(layout, stream), there))
             .option("maxOffsetsPerTrigger", settings.max_offsets_per_trigger)
             .option("failOnDataLoss", settings.fail_on_data_loss)
         )

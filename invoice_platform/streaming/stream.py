@@ -17,6 +17,8 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from invoice_platform.errors import PlatformError, StreamFailed, refused_by_disk
+from invoice_platform.streaming.checkpoint import checkpoint_id, damage, is_fresh, last_planned
+from invoice_platform.streaming.damage import Damage, Damaged, json_file
 from invoice_platform.streaming.landing import Admission
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import StreamLock, stream_lock
@@ -24,7 +26,8 @@ from invoice_platform.streaming.session import RemoteSession, spark_exceptions
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sinks import ConnectorSink, Query, Service, Sink
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg, Source
-from invoice_platform.streaming.tables import Table, TableFacts, facts
+from invoice_platform.streaming.tables import Table, TableFacts, facts, open_delta
+from invoice_platform.streaming.tables import damage as table_damage
 from invoice_platform.streaming.trigger import Trigger
 from invoice_platform.streaming.unfinished import finish_interrupted
 
@@ -219,6 +222,7 @@ class _StreamRun:
         stream = self.stream
         query = Query.of(stream.name, leg.segment, self.layout, trigger, stream.sink.services)
         stream.sink.check(query)  # before anything is made
+        refuse_damaged(stream, self.layout, leg.segment)
         self._declare()
         rows = stream.source.read_stream(self._spark(), self.layout, stream.name, leg, self.settings)
         self._leg, self._last_batch, self._collected = leg, -1, 0.0
@@ -330,7 +334,9 @@ class _StreamRun:
         except spark_exceptions() as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: BaseException) -> StreamFailed:
+    def _failed(self, error: BaseException) -> PlatformError:
+        if self._leg is not None and (found := find_damage(self.stream, self.layout, self._leg.segment)):
+            return found
         places = [self.layout.checkpoints / self.stream.name, self.layout.lakehouse, Path(gettempdir())]
         remedy = self.stream.source.remedy(str(error)) or refused_by_disk(str(error), *places)
         if self._remote is not None and self._remote.gone:
@@ -339,6 +345,57 @@ class _StreamRun:
                 "then run again"
             )
         return StreamFailed(self.stream.name, error, str(self.layout.spark_log), remedy)
+
+
+def find_damage(stream: Stream, layout: Layout, segment: int) -> Damaged | None:
+    """What keeps a query from going on, or would make it lose or repeat rows: the first file, and whose repair mends it.
+
+    Looks at the logs of the tables that are read and written, then at the checkpoint, then whether checkpoint and table
+    belong together. A few small files; no Spark.
+    """
+    doing = f"stream {stream.name!r}"
+    own = (stream.table.name,) if stream.table is not None else ()
+    for table in (*stream.source.tables_read, *own):
+        if found := table_damage(layout.table(table)):
+            return Damaged(doing, found[0], stream.name if table in own else table)
+    checkpoint = layout.checkpoint(stream.name, segment)
+    found = damage(checkpoint) or [lost for lost in (_lost(stream, layout, segment),) if lost is not None]
+    return Damaged(doing, found[0], stream.name) if found else None
+
+
+def _lost(stream: Stream, layout: Layout, segment: int) -> Damage | None:
+    """What is missing from a checkpoint whose files are whole."""
+    checkpoint = layout.checkpoint(stream.name, segment)
+    table = layout.table(stream.table.name) if stream.table is not None else None
+    if is_fresh(checkpoint) and json_file(checkpoint / "metadata", "id") is not None:
+        begun = stream.source.begun(layout, stream.name, segment, table)
+        return Damage(checkpoint, f"missing, though {begun}") if begun is not None else None
+    # Micro-batches of a number that the table has are dropped, whatever is in them.
+    written = table_has(stream, layout, segment)
+    planned = last_planned(checkpoint)
+    if written is not None and written > (planned.batch if planned is not None else -1):
+        what = f"missing, though the table has micro-batch {written} of this checkpoint"
+        return Damage(checkpoint / "offsets" / str(written), what)
+    return None
+
+
+def table_has(stream: Stream, layout: Layout, segment: int) -> int | None:
+    """The last micro-batch of a checkpoint that the stream's table has, from the table's `txn`; None where it does not say.
+
+    A table that is kept by MERGE does not: there a repeat sets the same rows to the same values.
+    """
+    query = Query(stream.name, segment, layout, Trigger())
+    application = stream.sink.application(query, checkpoint_id(query.checkpoint))
+    if stream.table is None or application is None:
+        return None
+    table = open_delta(layout.table(stream.table.name))
+    return table.transaction_version(application) if table is not None else None
+
+
+def refuse_damaged(stream: Stream, layout: Layout, segment: int) -> None:
+    """Stop a query before it starts, when it could not go on, or would lose or repeat rows."""
+    if (found := find_damage(stream, layout, segment)) is not None:
+        raise found
 
 
 def table_facts(stream: Stream, layout: Layout) -> TableFacts | None:
@@ -410,6 +467,7 @@ def run_streams(
         locks: list[StreamLock] = []
         for stream in streams:
             locks.append(held.enter_context(stream_lock(layout, stream.name, run)))
+            _refuse_half_repaired(stream, layout)
         finish_interrupted(layout, [stream.name for stream in streams])
         for stream in streams:
             for table in stream.tables:
@@ -429,6 +487,16 @@ def run_streams(
                 one.admit()
                 one.drain()
         return [one.report() for one in runs]
+
+
+def _refuse_half_repaired(stream: Stream, layout: Layout) -> None:
+    """Stop a stream that an interrupted repair, of it or of what it reads, may have left half way."""
+    for name in (stream.name, *stream.source.tables_read):
+        if (note := layout.repair_note(name)).exists():
+            raise PlatformError(
+                f"stream {stream.name!r}: a repair was interrupted ({note}): run `invoice-platform repair {name}` again to "
+                "finish it"
+            )
 
 
 def _run_until_told(

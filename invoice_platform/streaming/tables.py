@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invoice_platform.errors import PlatformError
+from invoice_platform.errors import PlatformError, first_line
+from invoice_platform.streaming.damage import Damage, Damaged, commit_file, parquet_file
 from invoice_platform.streaming.evolution import Changed, Type, differences
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.unfinished import finish_interrupted
@@ -226,22 +227,79 @@ def declare_existing(spark: SparkSession, layout: Layout, *, moved: bool = False
     return names
 
 
-def open_delta(path: Path) -> DeltaTable | None:
-    """The table at `path` through delta-rs, or None where there is none yet."""
+def open_delta(path: Path, version: int | None = None) -> DeltaTable | None:
+    """The table at `path` through delta-rs, now or at a version, or None where there is none yet.
+
+    Raises
+    ------
+    PlatformError
+        When its log cannot be read: names the file that is damaged.
+    """
     if not (path / "_delta_log").is_dir():
         return None
     from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
 
-    return DeltaTable(str(path)) if DeltaTable.is_deltatable(str(path)) else None
+    try:
+        return DeltaTable(str(path), version=version) if DeltaTable.is_deltatable(str(path)) else None
+    except DeltaError as error:
+        if found := damage(path):
+            raise Damaged(f"table {path.name}", found[0], path.name) from None
+        raise PlatformError(f"table {path.name}: {path / '_delta_log'} cannot be read: {first_line(error)}") from error
+
+
+def damage(path: Path) -> list[Damage]:
+    """The files of a table's log that a reader of its newest version needs and that are not whole, oldest first.
+
+    That is the last checkpoint and each commit after it; costs a few file look-ups however long the log is.
+    """
+    log = path / "_delta_log"
+    if not log.is_dir():
+        return []
+    begin, checkpoint = last_checkpoint(path), []
+    if begin >= 0:
+        checkpoint = sorted(file for file in log.glob(f"{begin:020d}.checkpoint*.parquet")) or [
+            log / f"{begin:020d}.checkpoint.parquet"
+        ]
+    last = latest_version(path)
+    # What a commit leaves beside it, when it was itself taken away.
+    beside = (log / f"{last + 1:020d}.crc", log / f".{last + 1:020d}.json.crc")
+    commits = [commit_path(path, number) for number in range(begin + 1, last + 1 + any(f.exists() for f in beside))]
+    checked = [(file, parquet_file(file)) for file in checkpoint] + [(file, commit_file(file)) for file in commits]
+    return [Damage(file, wrong) for file, wrong in checked if wrong is not None]
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A micro-batch that a table has, as the commit that added it says."""
+
+    application: str
+    number: int
+    milliseconds: int
+    """When it was committed, since 1970."""
+
+
+def last_transaction(path: Path) -> Transaction | None:
+    """The newest micro-batch that a table has of any checkpoint, as far back as its log has commits; None for none."""
+    version = latest_version(path)
+    while commit_file(commit_path(path, version)) is None:
+        actions = [json.loads(line) for line in commit_path(path, version).read_bytes().splitlines()]
+        for txn in (action["txn"] for action in actions if "txn" in action):
+            return Transaction(txn["appId"], txn["version"], txn.get("lastUpdated") or 0)
+        version -= 1
+    return None
+
+
+def commit_path(path: Path, version: int) -> Path:
+    """The file that makes a version of the table at `path`."""
+    return path / "_delta_log" / f"{version:020d}.json"
 
 
 def facts(path: Path, version: int | None = None) -> TableFacts | None:
     """Version, rows, files and bytes of the Delta table at `path`, now or at a version; None where there is none."""
-    table = open_delta(path)
+    table = open_delta(path, version)
     if table is None:
         return None
-    if version is not None:
-        table.load_as_version(version)
     actions = add_actions(table)
     return TableFacts(
         version=table.version(),
@@ -267,23 +325,23 @@ def null_counts(path: Path, columns: Sequence[str]) -> dict[str, int]:
 
 def preview(path: Path, rows: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
     """A few rows of the Delta table at `path`, in no particular order."""
-    return _query(path, f"SELECT * FROM t LIMIT {rows}")
+    return query(path, f"SELECT * FROM t LIMIT {rows}")
 
 
 def sum_column(path: Path, column: str) -> int:
     """The sum of a column of whole numbers of the Delta table at `path`; 0 without a table or rows."""
-    found = _query(path, f'SELECT sum("{column}") AS total FROM t')
+    found = query(path, f'SELECT sum("{column}") AS total FROM t')
     return (found[0]["total"] or 0) if found else 0
 
 
-def _query(path: Path, sql: str) -> list[dict[str, Any]]:
-    """Rows of a query over the Delta table `t` at `path`; none without a table."""
-    return [row for batch in query_batches(path, sql) for row in batch.to_pylist()]
+def query(path: Path, sql: str, version: int | None = None) -> list[dict[str, Any]]:
+    """Rows of a query over the Delta table `t` at `path`, now or at a version; none without a table."""
+    return [row for batch in query_batches(path, sql, version) for row in batch.to_pylist()]
 
 
-def query_batches(path: Path, sql: str) -> Iterator[pa.RecordBatch]:
+def query_batches(path: Path, sql: str, version: int | None = None) -> Iterator[pa.RecordBatch]:
     """The same piece by piece: however many rows there are, a few thousand are in memory at once."""
-    table = open_delta(path)
+    table = open_delta(path, version)
     if table is None:
         return
     import pyarrow as pa
@@ -303,11 +361,13 @@ def sql_text(text: str) -> str:
 
 
 def last_checkpoint(path: Path) -> int:
-    """The version of which a Delta log says that it has the last checkpoint, -1 when it says none."""
+    """The version that the last checkpoint of a Delta log is of, -1 when there is none."""
+    log = path / "_delta_log"
     try:
-        return json.loads((path / "_delta_log" / "_last_checkpoint").read_bytes())["version"]
-    except (OSError, ValueError, KeyError):
-        return -1
+        return json.loads((log / "_last_checkpoint").read_bytes())["version"]
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: Delta, too, then looks for itself
+        found = (file.name[:20] for file in log.glob("*.checkpoint*.parquet"))
+        return max((int(number) for number in found if number.isdigit()), default=-1)
 
 
 def latest_version(path: Path) -> int:
