@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _SAYS_NOTHING = ("Exception thrown in awaitResult", "Job aborted")
+_WRAPPED = "[TASK_WRITE_FAILED]"
+"""How Spark begins what a write of Delta's met, of which it gives a client neither text nor cause."""
+LOG_BYTES = 1 << 20
+"""How far back the cause of an error is looked for in Spark's log."""
 
 
 class PlatformError(Exception):
@@ -54,9 +58,12 @@ class StreamFailed(PlatformError):
     def __init__(self, stream: str, cause: BaseException, log: str, remedy: str | None = None) -> None:
         self.stream = stream
         self.cause = cause
+        said = first_line(cause)
+        if said.startswith(_WRAPPED):
+            said = _logged_cause(str(cause), Path(log)) or said
         what_next = "what was committed stays, and the next run goes on from there"
         super().__init__(
-            f"stream {stream!r} failed: {f'{remedy}: ' if remedy else ''}{first_line(cause)} "
+            f"stream {stream!r} failed: {f'{remedy}: ' if remedy else ''}{said} "
             f"(full account in {log}; {what_next if remedy is None else 'what was committed stays'})"
         )
 
@@ -78,6 +85,23 @@ def first_line(error: BaseException, limit: int = 500) -> str:
         if line.strip():
             return line.strip()[:limit]
     return type(error).__name__
+
+
+def _logged_cause(error: str, log: Path, limit: int = 500) -> str | None:
+    """What the innermost cause of a query's error says, from Spark's log by the query's run id; None where that is not there."""
+    run = re.search(r"runId = [0-9a-f-]+", error)
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    ended = text.rfind(f"{run[0]}] terminated with error") if run is not None else -1
+    causes = re.findall(r"^Caused by: (.+)$", text[ended:], re.MULTILINE) if ended >= 0 else []
+    if not causes:
+        return None
+    said = re.sub(r" SQLSTATE: \w+\s*$", "", causes[-1].partition(": ")[2])
+    return said.removeprefix("[USER_RAISED_EXCEPTION] ").strip()[:limit] or None
 
 
 LEAST_BYTES = 1 << 20

@@ -15,6 +15,8 @@ from invoice_platform.errors import PlatformError
 
 Action = Literal["warn", "quarantine", "fail"]
 VARIABLE = "INVOICE_PLATFORM_EXPECTATIONS"
+Repeated = Literal["keep", "drop"]
+REPEATED_VARIABLE = "INVOICE_PLATFORM_REPEATED_INVOICES"
 
 MAX_LINE_ITEMS = 10_000
 RAW_CHARACTERS = 65_536
@@ -23,6 +25,22 @@ RAW_CHARACTERS = 65_536
 # One time in the year 9999 would close every window of the sums by event time, for good.
 OLDEST_MS = 946_684_800_000
 AHEAD_MS = 86_400_000
+
+
+def repeated_invoices() -> Repeated:
+    """What becomes of a valid record whose invoice number came before: `keep` (default) its line items, or `drop` them.
+
+    The record itself is in the bronze table either way.
+
+    Raises
+    ------
+    PlatformError
+        When `INVOICE_PLATFORM_REPEATED_INVOICES` is neither.
+    """
+    policy = os.environ.get(REPEATED_VARIABLE) or "keep"
+    if policy not in get_args(Repeated):
+        raise PlatformError(f"{REPEATED_VARIABLE}={policy}: give {' or '.join(get_args(Repeated))}")
+    return cast("Repeated", policy)
 
 
 @dataclass(frozen=True)

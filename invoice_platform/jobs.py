@@ -233,9 +233,10 @@ def maintain_all_tables(
 def _maintain(context: dg.OpExecutionContext, name: str, retain_hours: int, session: Any, layout: Layout) -> None:
     # A table has the name of its stream; a run that overwrites the table would collide.
     with (
-        stream_lock(layout, name, f"run {context.run.run_id}"),
+        stream_lock(layout, name, f"run {context.run.run_id}") as lock,
         spark_errors(f"{name} could not be maintained", layout),
     ):
+        lock.works_with(session)
         before = facts(layout.table(name))
         session.sql(f"OPTIMIZE `{name}`")
         session.sql(f"VACUUM `{name}` RETAIN {retain_hours} HOURS")

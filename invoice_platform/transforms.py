@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from invoice_platform.expectations import RAW_CHARACTERS, VARIABLE, Expectation, expectations
+from invoice_platform.expectations import RAW_CHARACTERS, VARIABLE, Expectation, Repeated, expectations
 from invoice_platform.schemas import KAFKA_PLACE, LANDED_INVOICE
 from invoice_platform.streaming.json_lines import BLANK, read_records
 from invoice_platform.streaming.settings import MAX_RECORD_BYTES
@@ -139,34 +139,59 @@ def parse_kafka_invoices(messages: DataFrame) -> DataFrame:
     )
 
 
-def flatten_invoices(invoices: DataFrame) -> DataFrame:
-    """Bronze rows to line items: one row per line item of each valid record, in the columns of `invoice_line_items`."""
+def flatten_invoices(invoices: DataFrame, repeated: Repeated = "keep") -> DataFrame:
+    """Bronze rows to line items: one row per line item of each valid record, in the columns of `invoice_line_items`.
+
+    Parameters
+    ----------
+    repeated : str
+        `drop`: of the records with one invoice number the first to come alone, as in `reward_customers`; that takes state.
+    """
     from pyspark.sql import functions as F
 
-    return (
-        invoices.where("reason IS NULL")
-        .select("*", F.posexplode("InvoiceLineItems").alias("position", "item"))
-        .select(
-            F.col("InvoiceNumber").alias("invoice_number"),
-            F.timestamp_millis("CreatedTime").alias("created_time"),
-            F.col("StoreID").alias("store_id"),
-            F.col("PosID").alias("pos_id"),
-            F.col("CustomerType").alias("customer_type"),
-            F.col("PaymentMethod").alias("payment_method"),
-            F.col("DeliveryType").alias("delivery_type"),
-            F.col("DeliveryAddress.City").alias("city"),
-            F.col("DeliveryAddress.State").alias("state"),
-            F.col("DeliveryAddress.PinCode").alias("pin_code"),
-            (F.col("position") + 1).alias("line_number"),
-            F.col("item.ItemCode").alias("item_code"),
-            F.col("item.ItemDescription").alias("item_description"),
-            F.col("item.ItemPrice").alias("item_price"),
-            F.col("item.ItemQty").alias("item_qty"),
-            F.col("item.TotalValue").alias("total_value"),
-            "source_file",
-            "ingested_at",
-        )
+    valid = invoices.where("reason IS NULL")
+    if repeated == "drop":
+        columns = (c for c in valid.columns if c in _FLATTENED)
+        valid = _once(valid, *columns)
+    return valid.select("*", F.posexplode("InvoiceLineItems").alias("position", "item")).select(
+        F.col("InvoiceNumber").alias("invoice_number"),
+        F.timestamp_millis("CreatedTime").alias("created_time"),
+        F.col("StoreID").alias("store_id"),
+        F.col("PosID").alias("pos_id"),
+        F.col("CustomerType").alias("customer_type"),
+        F.col("PaymentMethod").alias("payment_method"),
+        F.col("DeliveryType").alias("delivery_type"),
+        F.col("DeliveryAddress.City").alias("city"),
+        F.col("DeliveryAddress.State").alias("state"),
+        F.col("DeliveryAddress.PinCode").alias("pin_code"),
+        (F.col("position") + 1).alias("line_number"),
+        F.col("item.ItemCode").alias("item_code"),
+        F.col("item.ItemDescription").alias("item_description"),
+        F.col("item.ItemPrice").alias("item_price"),
+        F.col("item.ItemQty").alias("item_qty"),
+        F.col("item.TotalValue").alias("total_value"),
+        "source_file",
+        "ingested_at",
     )
+
+
+_FLATTENED = (
+    *("CreatedTime", "StoreID", "PosID", "CustomerType", "PaymentMethod", "DeliveryType", "DeliveryAddress"),
+    *("InvoiceLineItems", "source_file", "ingested_at"),
+)
+"""What line items are made of, beside the invoice number."""
+
+
+def _once(invoices: DataFrame, *columns: str) -> DataFrame:
+    """`InvoiceNumber` and `columns` of the first record of each invoice number; see the notes of `reward_customers`."""
+    from pyspark.sql import functions as F
+
+    if invoices.isStreaming:
+        # No more than this is shuffled; of it the state keeps the number alone.
+        return invoices.select("InvoiceNumber", *columns).dropDuplicates(["InvoiceNumber"])
+    record, order = F.struct(*columns), F.struct("ingested_at", "source_file")
+    first = F.min_by(record, F.struct(order, record)).alias("first")
+    return invoices.groupBy("InvoiceNumber").agg(first).select("InvoiceNumber", "first.*")
 
 
 def quarantine_invoices(invoices: DataFrame) -> DataFrame:
@@ -216,14 +241,7 @@ def reward_customers(invoices: DataFrame) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
-    sent = _with_a_card(invoices)
-    if sent.isStreaming:
-        # No more than this is shuffled; of it the state keeps the number alone.
-        once = sent.select("InvoiceNumber", "CustomerCardNo", "TotalAmount").dropDuplicates(["InvoiceNumber"])
-    else:
-        record, order = F.struct("CustomerCardNo", "TotalAmount"), F.struct("ingested_at", "source_file")
-        first = F.min_by(record, F.struct(order, record)).alias("first")
-        once = sent.groupBy("InvoiceNumber").agg(first).select("InvoiceNumber", "first.*")
+    once = _once(_with_a_card(invoices), "CustomerCardNo", "TotalAmount")
     return once.groupBy(F.col("CustomerCardNo").alias("customer_card_no")).agg(
         F.count("*").alias("invoices"),
         F.sum("TotalAmount").alias("total_amount"),

@@ -106,7 +106,8 @@ def test_line_items_have_the_columns_that_users_rely_on() -> None:
     assert types["created_time"] == "timestamp"
     assert types["item_price"] == types["total_value"] == "decimal(18,2)"
     landed = [c.name for c in LANDED_INVOICE]
-    assert [c.name for c in INVOICES.columns][-len(landed) :] == landed, "nested as landed"
+    said_of_them = ["warnings", "rescued_data", "content_hash"]
+    assert [c.name for c in INVOICES.columns][-len(landed) - 3 :] == [*landed, *said_of_them], "nested as landed"
 
 
 def test_every_column_says_what_it_means() -> None:

@@ -162,7 +162,7 @@ def test_a_line_too_long_for_spark_keeps_its_file_in_landing_and_says_which(
     drop(folder, "as long as may be.json", b"y" * MAX_LINE_BYTES + b"\n{}")
     admission = folder.admit()
     assert [(f.landed_name, f.records) for f in admission.admitted] == [("as long as may be.json", 2)]
-    assert admission.left[0].reason.startswith("line 2 is longer than 67,108,864 bytes: end each record with a newline")
+    assert admission.left[0].reason.startswith("line 2 is longer than 16,777,216 bytes: end each record with a newline")
     assert folder.scan().waiting == [], "and is not read again until it changes"
 
 

@@ -5,19 +5,29 @@ Source: rows appended to `invoices` and to `kafka_invoices`. Sinks: `invoice_lin
 exactly once through the Delta sink.
 """
 
+from functools import partial
+
 from invoice_platform.assets.factory import stream_asset
+from invoice_platform.expectations import Repeated, repeated_invoices
 from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, KAFKA_INVOICES, QUARANTINED_INVOICES
 from invoice_platform.streaming.sinks import DeltaSink
 from invoice_platform.streaming.sources import DeltaTable
 from invoice_platform.streaming.stream import Stream
 from invoice_platform.transforms import flatten_invoices, quarantine_invoices
 
-LINE_ITEMS_STREAM = Stream(
-    name="invoice_line_items",
-    source=DeltaTable(INVOICES, KAFKA_INVOICES),
-    transform=flatten_invoices,
-    sink=DeltaSink(INVOICE_LINE_ITEMS),
-)
+
+def line_items_stream(repeated: Repeated) -> Stream:
+    """The stream of line items, with those of an invoice number that came before kept or dropped."""
+    return Stream(
+        name="invoice_line_items",
+        source=DeltaTable(INVOICES, KAFKA_INVOICES),
+        transform=partial(flatten_invoices, repeated=repeated),
+        sink=DeltaSink(INVOICE_LINE_ITEMS),
+        keeps_state=repeated == "drop",
+    )
+
+
+LINE_ITEMS_STREAM = line_items_stream(repeated_invoices())
 
 QUARANTINE_STREAM = Stream(
     name="quarantined_invoices",

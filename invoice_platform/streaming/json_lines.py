@@ -192,6 +192,7 @@ def _no_variant(columns: Sequence[Column]) -> str:
           WHEN contains(value, char(0)) THEN 'not a JSON document: there are NUL bytes in it'
           WHEN startswith(value, '\\uFEFF') THEN 'not a JSON document: a byte order mark stands before it'
           WHEN from_json(value, 'map<string, string>', {_STRICT_SQL}) IS NULL
+            AND from_json(value, 'array<string>', {_STRICT_SQL}) IS NULL
             THEN 'not a JSON document, or one nested over 1,000 levels deep'
           ELSE coalesce(
             concat('a key is repeated: ', nullif(concat_ws(', ', {found}), '')),

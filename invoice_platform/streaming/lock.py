@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +43,18 @@ class StreamLock:
         if session is not None and self._facts.get("session") != session.facts:
             self._facts["session"] = session.facts
             write_state(self._holder, self._facts)
+
+
+def noting(locks: Sequence[StreamLock], spark: Callable[[], SparkSession]) -> Callable[[], SparkSession]:
+    """`spark`, of which each of `locks` writes down the session that it opens."""
+
+    def opened() -> SparkSession:
+        session = spark()
+        for lock in locks:
+            lock.works_with(session)
+        return session
+
+    return opened
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.ledger import Ledger
-from invoice_platform.streaming.lock import stream_lock
+from invoice_platform.streaming.lock import noting, stream_lock
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles
 from invoice_platform.streaming.state import read_state, write_state
@@ -81,8 +81,7 @@ def rebuild(streams: Sequence[Stream], spark: OpenSession, layout: Layout, *, ru
         name for s in streams if isinstance(s.source, DeltaTable) for name in s.source.names
     }
     with ExitStack() as held:
-        for name in sorted(names):
-            held.enter_context(stream_lock(layout, name, run))
+        spark = noting([held.enter_context(stream_lock(layout, name, run)) for name in sorted(names)], spark)
         finish_interrupted(layout, names)
         for stream in streams:
             if stream.sends and stream.source.pending(layout, stream.name):

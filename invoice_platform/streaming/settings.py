@@ -11,9 +11,9 @@ MAX_FILES_PER_TRIGGER = 1_000
 MAX_OFFSETS_PER_TRIGGER = 100_000
 """Kafka's source has no default of its own: the first micro-batch would be the whole topic."""
 
-MAX_RECORD_BYTES = 16 << 20
+MAX_RECORD_BYTES = 4 << 20
 """A longer line of a landed file, or Kafka message, is no record: it is quarantined, with the start of its text."""
-MAX_LINE_BYTES = 64 << 20
+MAX_LINE_BYTES = 16 << 20
 """A file with a longer line stays in landing: Spark holds a line in memory several times over, one for each core."""
 
 

@@ -325,6 +325,10 @@ class DeltaTable(Source):
                     read[name] = max(version, read.get(name, -1))
         return read
 
+    def begins_late(self, layout: Layout, stream: str) -> bool:
+        """Whether a rebuild let the checkpoint in use begin after what the tables held."""
+        return bool(read_state(layout.source_state(stream)).get("starting_versions"))
+
     def restart(self, layout: Layout, stream: str, after: Mapping[str, int] | None) -> None:
         """Leave the checkpoint for a new one.
 

@@ -21,7 +21,7 @@ from invoice_platform.streaming.checkpoint import checkpoint_id, damage, is_fres
 from invoice_platform.streaming.damage import Damage, Damaged, json_file
 from invoice_platform.streaming.landing import Admission
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.lock import StreamLock, stream_lock
+from invoice_platform.streaming.lock import noting, stream_lock
 from invoice_platform.streaming.session import RemoteSession, spark_exceptions
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sinks import ConnectorSink, Query, Service, Sink
@@ -223,6 +223,7 @@ class _StreamRun:
         query = Query.of(stream.name, leg.segment, self.layout, trigger, stream.sink.services)
         stream.sink.check(query)  # before anything is made
         refuse_damaged(stream, self.layout, leg.segment)
+        _refuse_other_state(stream, self.layout, query.checkpoint)
         self._declare()
         rows = stream.source.read_stream(self._spark(), self.layout, stream.name, leg, self.settings)
         self._leg, self._last_batch, self._collected = leg, -1, 0.0
@@ -398,6 +399,22 @@ def refuse_damaged(stream: Stream, layout: Layout, segment: int) -> None:
         raise found
 
 
+def _refuse_other_state(stream: Stream, layout: Layout, checkpoint: Path) -> None:
+    """Stop a stream that keeps state now and did not before, or the other way round: Spark cannot change a checkpoint so."""
+    source = stream.source
+    if stream.sink.output_mode != "append":
+        return
+    # A rebuild without state lets the stream begin after what it made, of which a new state would know nothing.
+    begun = not is_fresh(checkpoint) or (isinstance(source, DeltaTable) and source.begins_late(layout, stream.name))
+    kept = (checkpoint / "state").is_dir()
+    if begun and kept != stream.keeps_state:
+        raise PlatformError(
+            f"stream {stream.name!r}: its checkpoint {checkpoint} was made {'with' if kept else 'without'} state, and it "
+            f"is now declared or set {'without' if kept else 'with'}: put that back, or run the rebuild job "
+            "(`invoice-platform run rebuild_invoices`), which makes a new one"
+        )
+
+
 def table_facts(stream: Stream, layout: Layout) -> TableFacts | None:
     """Facts of the table that a stream keeps; None without one."""
     return facts(layout.table(stream.table.name)) if stream.table is not None else None
@@ -464,7 +481,7 @@ def run_streams(
     through what it has admitted; one that is cancelled stops at once, and the next run goes on.
     """
     with ExitStack() as held:
-        locks: list[StreamLock] = []
+        locks = []
         for stream in streams:
             locks.append(held.enter_context(stream_lock(layout, stream.name, run)))
             _refuse_half_repaired(stream, layout)
@@ -473,13 +490,8 @@ def run_streams(
             for table in stream.tables:
                 table.changes(layout)  # before anything is admitted or written
 
-        def noted() -> SparkSession:
-            session = spark()
-            for lock in locks:
-                lock.works_with(session)
-            return session
-
-        runs = [_StreamRun(stream, layout, settings, noted, on_batch, told_to_stop) for stream in streams]
+        session = noting(locks, spark)
+        runs = [_StreamRun(stream, layout, settings, session, on_batch, told_to_stop) for stream in streams]
         if settings.trigger.continuous:
             _run_until_told(runs, settings, on_report, report_seconds, told_to_stop)
         else:
