@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import IO
 
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import require_java, spark_folder
@@ -33,6 +34,15 @@ CONNECT_PORT = 15002
 SESSION_TIMEOUT = "10m"
 START_SECONDS = 120
 STOP_SECONDS = 15
+# PySpark's workers of `foreachBatch` print the address of the server with its token. A process of its own, because the server
+# outlives this one when that is killed.
+_HIDE_TOKEN = """
+import sys
+token = sys.stdin.buffer.readline().strip()
+for line in sys.stdin.buffer:
+    sys.stdout.buffer.write(line.replace(token, b"(token)"))
+    sys.stdout.buffer.flush()
+"""
 
 
 def require_free_port(port: int, setting: str) -> None:
@@ -72,7 +82,7 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
     layout.server_file.unlink(missing_ok=True)  # of a server that died
     token = secrets.token_urlsafe(32)
     log = layout.logs / "spark-connect.log"
-    with log.open("ab") as output:
+    with _without(token, log) as output:
         process = subprocess.Popen(
             _command(layout, port),
             env={PYTHON_VARIABLE: sys.executable}
@@ -92,6 +102,24 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
     finally:
         layout.server_file.unlink(missing_ok=True)
         end(process)
+
+
+@contextmanager
+def _without(token: str, log: Path) -> Iterator[IO[bytes]]:
+    """Where a server writes its log, which a token does not reach; followed until the last who writes there has ended."""
+    with log.open("ab") as output:
+        hiding = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _HIDE_TOKEN],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    assert hiding.stdin is not None
+    with hiding.stdin as pipe:
+        pipe.write(token.encode() + b"\n")
+        pipe.flush()
+        yield pipe
 
 
 def _command(layout: Layout, port: int) -> list[str]:

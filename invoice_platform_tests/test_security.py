@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import deltalake
 import psutil
+import pyarrow as pa
 import pytest
 
 from invoice_platform.broker import free_port
@@ -248,7 +250,9 @@ def test_a_folder_whose_name_no_table_can_have_is_passed_over_and_named(
 ) -> None:
     layout = Layout.at(tmp_path)
     for name in (*STRANGE, "good_1"):
-        (layout.table(name) / "_delta_log").mkdir(parents=True)
+        made = layout.table("made")
+        deltalake.write_deltalake(str(made), pa.table({"x": [1]}))
+        made.rename(layout.table(name))
     assert tables_on_disk(layout) == ["good_1"]
     assert status(layout)["passed_over"] == sorted(STRANGE)
     monkeypatch.setenv("INVOICE_PLATFORM_ROOT", str(tmp_path))
