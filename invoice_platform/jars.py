@@ -6,6 +6,7 @@ Here Spark's own Ivy downloads what `SPARK` and `BROKER` list, and nothing else,
 The module needs the standard library alone, so that set-up can ask it about Java before anything is installed.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -199,6 +200,14 @@ def spark_folder() -> Path:
     if spec is None or spec.origin is None:
         raise PlatformError(f"pyspark is not installed in {sys.prefix}: run `make setup`")
     return Path(spec.origin).parent
+
+
+def class_archive() -> Path:
+    """Return where the class-data archive of this Java with these jars is, or would be; `class_data` makes it."""
+    java = find_java()
+    parts = [spark_folder() / "version.py", *SPARK.paths(), *([java.resolve()] if java else [])]
+    facts = [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in parts]
+    return jar_folder() / f"classes-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.jsa"
 
 
 def find_java() -> Path | None:

@@ -21,9 +21,11 @@ from invoice_platform.jars import require_java, spark_folder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import (
     PYTHON_VARIABLE,
+    SHORT_LIVED,
     TOKEN_VARIABLE,
     WarmServer,
     extra_settings,
+    mapped_classes,
     open_session,
     spark_errors,
     spark_settings,
@@ -64,8 +66,15 @@ def require_free_port(port: int, setting: str) -> None:
 
 
 @contextmanager
-def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer]:
+def warm_server(
+    layout: Layout, port: int = CONNECT_PORT, *, write_classes_to: Path | None = None
+) -> Iterator[WarmServer]:
     """A Spark Connect server for this root, up and knowing every table, until the block ends.
+
+    Parameters
+    ----------
+    write_classes_to : path
+        A class-data archive that it makes when it ends, of what it has loaded by then.
 
     Raises
     ------
@@ -84,7 +93,7 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
     log = layout.logs / "spark-connect.log"
     with _without(token, log) as output:
         process = subprocess.Popen(
-            _command(layout, port),
+            _command(layout, port, write_classes_to),
             env={PYTHON_VARIABLE: sys.executable}
             | os.environ
             | {TOKEN_VARIABLE: token, "SPARK_HOME": str(spark_folder())},
@@ -101,7 +110,7 @@ def warm_server(layout: Layout, port: int = CONNECT_PORT) -> Iterator[WarmServer
         yield server
     finally:
         layout.server_file.unlink(missing_ok=True)
-        end(process)
+        end(process, START_SECONDS if write_classes_to else STOP_SECONDS)
 
 
 @contextmanager
@@ -122,8 +131,11 @@ def _without(token: str, log: Path) -> Iterator[IO[bytes]]:
         yield pipe
 
 
-def _command(layout: Layout, port: int) -> list[str]:
-    settings = spark_settings(layout) | {
+def _command(layout: Layout, port: int, write_classes_to: Path | None) -> list[str]:
+    java = (
+        mapped_classes() if write_classes_to is None else [f"-XX:ArchiveClassesAtExit={write_classes_to}", *SHORT_LIVED]
+    )
+    settings = spark_settings(layout, *java) | {
         "spark.master": "local[*]",
         "spark.app.name": "invoice_platform warm Spark",
         "spark.connect.grpc.binding.address": "127.0.0.1",

@@ -18,6 +18,7 @@ from invoice_platform.jars import (
     SPARK,
     Jar,
     JarSet,
+    class_archive,
     find_java,
     jar_folder,
     jar_paths,
@@ -33,7 +34,7 @@ JAVA_11 = """echo 'openjdk version "11.0.2" 2019-01-15' >&2"""
 def full(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JarSet:
     """Jars of each kind, all of them in a folder of the test's own."""
     folder = tmp_path / "jars"
-    shutil.copytree(jar_folder(), folder)
+    shutil.copytree(jar_folder(), folder, ignore=shutil.ignore_patterns("*.jsa"))
     monkeypatch.setenv("INVOICE_PLATFORM_JARS", str(folder))
     return request.param
 
@@ -103,6 +104,22 @@ def test_missing_or_damaged_jar_is_named_with_its_folder_and_the_remedy(full: Ja
     assert str(full.folder) in message
     assert full.jars[0].file_name in message
     assert full.jars[1].file_name not in message
+
+
+def test_another_java_or_another_jar_has_an_archive_of_classes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for jar in jar_paths():
+        shutil.copy2(jar, tmp_path)
+    here = class_archive()
+    assert here.parent == jar_folder()
+    monkeypatch.setenv("INVOICE_PLATFORM_JARS", str(tmp_path))
+    there = class_archive()
+    assert there.parent == tmp_path
+    os.utime(tmp_path / SPARK.jars[0].file_name, (0, 0))
+    touched = class_archive()
+    monkeypatch.setenv("JAVA_HOME", str(put_java(tmp_path / "home" / "bin", "exit 1").parent.parent))
+    assert len({path.name for path in (here, there, touched, class_archive())}) == 4
 
 
 @pytest.mark.usefixtures("no_java")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from invoice_platform.errors import PlatformError
+from invoice_platform.jars import class_archive, require_java
 from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.server import require_free_port
 from invoice_platform.streaming.layout import Layout
@@ -44,6 +46,26 @@ def test_the_session_has_the_settings_for_small_runs(spark: SparkSession) -> Non
         "spark.sql.files.openCostInBytes": "65536",
     }
     assert {name: spark.conf.get(name) for name in wanted} == wanted
+
+
+def test_java_takes_its_classes_from_the_archive_that_set_up_made(spark: SparkSession) -> None:
+    """The same Java with the same class path, told to fail where the archive does not fit."""
+    jvm = cast("Any", spark)._jvm.java.lang
+    options = list(jvm.management.ManagementFactory.getRuntimeMXBean().getInputArguments())
+    mapped = f"-XX:SharedArchiveFile={class_archive()}"
+    assert mapped in options
+    java = [
+        str(require_java()),
+        mapped,
+        "-Xshare:on",
+        "-Xlog:class+load",
+        "-cp",
+        jvm.System.getProperty("java.class.path"),
+    ]
+    program = ["org.apache.spark.deploy.SparkSubmit", "--version"]
+    loaded = subprocess.run([*java, *program], capture_output=True, text=True, check=False).stdout
+    assert "org.apache.spark.deploy.SparkSubmit source: shared objects file (top)" in loaded
+    assert "io.delta.sql.DeltaSparkSessionExtension" in class_archive().read_bytes().decode("latin-1").replace("/", ".")
 
 
 def test_sigint_is_given_back_to_whom_it_belonged(spark: SparkSession) -> None:  # noqa: ARG001

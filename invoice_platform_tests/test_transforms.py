@@ -130,7 +130,7 @@ INVALID: list[tuple[str | bytes, str]] = [
     ),
     (
         GOOD.replace('"STR1000"', '"a", "new": {"b": 1, "b": 2}'),
-        "a key is repeated within a field that was not declared",
+        "a key is repeated in what was not declared",
     ),
     ("{}", "InvoiceNumber is missing; CreatedTime is missing; StoreID is missing"),
     (json.dumps(invoice("1", StoreID=None)), "StoreID is missing"),

@@ -31,8 +31,9 @@ FAULTS_NAMED = 5
 """Fields that a reason names, at most."""
 _HUGE_EXPONENT = r"[0-9][eE][+-]?[0-9]{4}"
 """Spark takes minutes to find that 1e100000000 is too large for a decimal."""
-_SURROGATE = r"\\\\u[dD][89a-fA-F]"
-"""As an SQL literal holds it."""
+_HIGH, _LOW = r"\\\\u[dD][89aAbB][0-9a-fA-F]{2}", r"\\\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_A_PAIR = f"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}"
+"""One surrogate without the other, as an SQL literal holds it."""
 # JSON has neither; Spark takes both unless told.
 _STRICT = {"allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
 _STRICT_SQL = f"map({', '.join(f'{name!r}, {value!r}' for name, value in _STRICT.items())})"
@@ -157,7 +158,7 @@ def _digits(column: Column) -> tuple[int, int]:
 
 def _fault(columns: Sequence[Column], max_bytes: int) -> str:
     """SQL: why a line that is not plain, a VARIANT in `odd`, is no record of `columns`; null when it is one."""
-    faults = _faults("odd", columns, "''")
+    faults = _faults("odd", columns)
     return f"""CASE
         WHEN NOT is_valid_utf8(value) THEN 'not valid UTF-8'
         WHEN octet_length(value) > {max_bytes}
@@ -196,39 +197,63 @@ def _no_variant(columns: Sequence[Column]) -> str:
             THEN 'not a JSON document, or one nested over 1,000 levels deep'
           ELSE coalesce(
             concat('a key is repeated: ', nullif(concat_ws(', ', {found}), '')),
-            IF(value RLIKE '{_SURROGATE}', 'half of a surrogate pair is in it, which is no character', NULL),
-            'a key is repeated within a field that was not declared')
+            IF(value RLIKE '{_HALF_A_PAIR}', 'half of a surrogate pair is in it, which is no character', NULL),
+            'a key is repeated in what was not declared')
         END"""
 
 
-def _faults(at: str, columns: Sequence[Column], path: str) -> str:
-    """SQL: an array of what is wrong with the object `at` (VARIANT), field by field; `path` (SQL) leads to it."""
-    names = ", ".join(f"'{c.name}'" for c in columns)
-    lower = ", ".join(f"'{c.name.lower()}'" for c in columns)
-    other_case = f"filter(map_keys(fields), key -> key NOT IN ({names}) AND lower(key) IN ({lower}))"
+def _faults(at: str, columns: Sequence[Column]) -> str:
+    """SQL: an array of what is wrong with the object `at` (VARIANT), field by field, then with the objects in it.
+
+    The objects are laid out side by side, so that one expression looks at them all: Spark analyses and optimises it anew for
+    each micro-batch, which for one expression a level took half a second.
+    """
+    levels: list[Sequence[Column]] = []
+    objects = _objects(at, columns, "''", levels)
+    declared = f"from_json('{json.dumps([_as_data(level) for level in levels])}', 'array<array<{_DESCRIBED}>>')"
     fault = f"""CASE
-        WHEN kind IS NULL OR kind = 'VOID' THEN IF(field.required, concat({path}, field.name, ' is missing'), NULL)
-        WHEN NOT coalesce({_FITS}, false) THEN concat({path}, field.name, ' is not ', field.words) END"""
+        WHEN kind IS NULL OR kind = 'VOID' THEN IF(field.required, concat(path, field.name, ' is missing'), NULL)
+        WHEN NOT coalesce({_FITS}, false) THEN concat(path, field.name, ' is not ', field.words) END"""
     of_field = _let("kind", "schema_of_variant(fields[field.name])", fault)
-    own = _let(
-        "fields",
-        f"coalesce(try_variant_get({at}, '$', 'map<string,variant>'), map())",
-        f"concat(transform({_as_data(columns)}, field -> {of_field}), "
-        f"transform({other_case}, key -> concat({path}, key, ' is a declared field in another case')))",
+    path = "IF(object.place = '', '', concat(object.place, '.'))"
+    other_case = (
+        "filter(map_keys(fields), key -> NOT exists(declared, field -> field.name = key) "
+        "AND exists(declared, field -> lower(field.name) = lower(key)))"
     )
-    parts = [f"filter({own}, fault -> fault IS NOT NULL)"]
+    named = (
+        f"concat(transform(declared, field -> {of_field}), "
+        f"transform({other_case}, key -> concat(path, key, ' is a declared field in another case')))"
+    )
+    fields = "coalesce(try_variant_get(object.value, '$', 'map<string,variant>'), map())"
+    of_object = _let("declared", f"{declared}[object.level]", _let("path", path, _let("fields", fields, named)))
+    each = (
+        "IF(schema_of_variant(object.value) LIKE 'OBJECT<%', "
+        f"{of_object}, array(concat(object.place, ' is not an object')))"
+    )
+    return f"filter(flatten(transform({objects}, object -> {each})), fault -> fault IS NOT NULL)"
+
+
+def _objects(at: str, columns: Sequence[Column], place: str, levels: list[Sequence[Column]]) -> str:
+    """SQL: an array of the object `at` (VARIANT) and those in it, each with its place and with the level of its fields.
+
+    A struct that is no object is left out, because it is at fault as a field; what is in an array of structs is not.
+    """
+    level = len(levels)
+    levels.append(columns)
+    parts = [f"array(named_struct('place', {place}, 'level', {level}, 'value', {at}))"]
     for c in columns:
         value = f"variant_get({at}, '$.{c.name}')"
+        name = f"concat({place}, '{'' if level == 0 else '.'}{c.name}')"
         if c.is_struct:
-            inner = _faults(value, c.fields, f"concat({path}, '{c.name}.')")
+            inner = _objects(value, c.fields, name, levels)
             parts.append(f"IF(schema_of_variant({value}) LIKE 'OBJECT<%', {inner}, array())")
         elif c.is_array:
-            place = f"concat({path}, '{c.name}[', place, ']')"
-            inner = _faults("item", c.fields, f"concat({place}, '.')")
-            each = f"IF(schema_of_variant(item) LIKE 'OBJECT<%', {inner}, array(concat({place}, ' is not an object')))"
-            items = f"try_variant_get({value}, '$', 'array<variant>')"
-            parts.append(f"flatten(transform(coalesce({items}, array()), (item, place) -> {each}))")
-    return f"concat({', '.join(parts)})"
+            # A name of its own for each level: one array may be within another.
+            item, number = f"item{len(levels)}", f"number{len(levels)}"
+            inner = _objects(item, c.fields, f"concat({name}, '[', {number}, ']')", levels)
+            items = f"coalesce(try_variant_get({value}, '$', 'array<variant>'), array())"
+            parts.append(f"flatten(transform({items}, ({item}, {number}) -> {inner}))")
+    return f"concat({', '.join(parts)})" if len(parts) > 1 else parts[0]
 
 
 _FITS = """CASE field.type
@@ -251,9 +276,9 @@ _FITS = """CASE field.type
 """SQL: whether a VARIANT, `fields[field.name]` of the type `kind`, is to the last digit a value of the type of `field`."""
 
 
-def _as_data(columns: Sequence[Column]) -> str:
-    """SQL: what `_FITS` has to know of columns, as an array of structs; one literal, because plans are made anew so often."""
-    described = []
+def _as_data(columns: Sequence[Column]) -> list[dict[str, object]]:
+    """What `_FITS` has to know of columns; see `_DESCRIBED`."""
+    described: list[dict[str, object]] = []
     for c in columns:
         whole, decimals = _digits(c) if c.type.startswith("decimal") else (0, 0)
         described.append(
@@ -269,12 +294,12 @@ def _as_data(columns: Sequence[Column]) -> str:
                 "words": _words(c),
             }
         )
-    return f"from_json('{json.dumps(described)}', '{_DESCRIBED}')"
+    return described
 
 
 _DESCRIBED = (
-    "array<struct<name: string, type: string, required: boolean, rounded: boolean, decimals: int, step: decimal(38,10), "
-    "limit: decimal(38,5), words: string>>"
+    "struct<name: string, type: string, required: boolean, rounded: boolean, decimals: int, step: decimal(38,10), "
+    "limit: decimal(38,5), words: string>"
 )
 
 

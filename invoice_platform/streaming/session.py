@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 from invoice_platform.errors import PlatformError, first_line
-from invoice_platform.jars import jar_paths, require_java
+from invoice_platform.jars import class_archive, jar_paths, require_java, spark_folder
 from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
 from invoice_platform.streaming.state import read_state, write_state
 
@@ -33,28 +33,36 @@ TOKEN_VARIABLE = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 ROOT_SETTING = "spark.invoicePlatform.root"
 PYTHON_VARIABLE = "PYSPARK_PYTHON"
 """The Python that Spark starts for `foreach` and Python data sources; the first on the PATH when not set."""
+SHORT_LIVED = ("-XX:TieredStopAtLevel=1",)
+"""Options of a Java that ends with its run: its optimizing compiler (C2) takes as long as all else, and pays back too late."""
 CONNECT_SECONDS = 3.0
 CONNECT_RETRIES = 6
 """With pauses growing from 50 ms: about 20 s in all."""
 
 
-def spark_settings(layout: Layout) -> dict[str, str]:
-    """Settings of every JVM that the platform starts; `extra_settings` can replace each.
+def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
+    """Settings of every JVM that the platform starts, and options of its Java; `extra_settings` can replace each.
 
     The defaults of Spark and Delta are made for large clusters; what differs was measured on runs of a few files.
     """
     log4j = resources.files("invoice_platform") / "log4j2.properties"
     return {
-        "spark.jars": ",".join(str(path) for path in jar_paths()),
+        # On the JVM's own class path: what `spark.jars` adds is loaded apart, and is not taken from the class-data archive.
+        "spark.driver.extraClassPath": os.pathsep.join(str(path) for path in jar_paths()),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
         "spark.driver.memory": "2g",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.extraJavaOptions": (
-            f"-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()} {_word(f'-Dinvoice_platform.log={layout.spark_log}')} "
-            f"{_word(f'-Dderby.system.home={layout.metastore}')} -Duser.timezone=UTC"
+        "spark.driver.extraJavaOptions": " ".join(
+            (
+                f"-Dlog4j2.configurationFile={Path(str(log4j)).as_uri()}",
+                _word(f"-Dinvoice_platform.log={layout.spark_log}"),
+                _word(f"-Dderby.system.home={layout.metastore}"),
+                "-Duser.timezone=UTC",
+                *(_word(option) for option in java_options),
+            )
         ),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -75,6 +83,13 @@ def spark_settings(layout: Layout) -> dict[str, str]:
         "spark.sql.streaming.metricsEnabled": "false",
         ROOT_SETTING: str(layout.root),
     }
+
+
+def mapped_classes() -> list[str]:
+    """Options of a Java that maps its classes from the archive made at set-up; none without one."""
+    archive = class_archive()
+    # Java goes without one that does not fit, and need not say so.
+    return [f"-XX:SharedArchiveFile={archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"] if archive.exists() else []
 
 
 def _word(text: str) -> str:
@@ -379,10 +394,16 @@ def _embed(layout: Layout, master: str, conf: Mapping[str, str]) -> SparkSession
     require_java()
     layout.logs.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
+    os.environ["SPARK_HOME"] = str(
+        spark_folder()
+    )  # by the same path as the warm Spark: the archive of classes wants that
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(master).appName("invoice_platform")
-    for name, value in (spark_settings(layout) | dict(conf)).items():
+    settings = spark_settings(layout, *mapped_classes(), *SHORT_LIVED)
+    if not master.startswith("local"):
+        settings["spark.jars"] = ",".join(str(path) for path in jar_paths())  # for the executors of a cluster
+    for name, value in (settings | dict(conf)).items():
         builder = builder.config(name, value)
     try:
         with _sigint_kept():
