@@ -1,6 +1,8 @@
 """What can be run: by hand, by schedule, by sensor. Every job runs in one process, so that it has one Spark session."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dagster as dg
@@ -8,6 +10,7 @@ from pydantic import Field
 
 from invoice_platform.assets.bronze import INVOICES_STREAM, KAFKA_INVOICES_STREAM
 from invoice_platform.assets.factory import (
+    STREAMS,
     StreamConfig,
     checkpoint_pool,
     downstream,
@@ -19,12 +22,22 @@ from invoice_platform.assets.factory import (
 )
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.checks import gold_audit
-from invoice_platform.errors import PlatformError, StreamLocked
+from invoice_platform.errors import PlatformError, StreamLocked, writing
+from invoice_platform.history import RUN_DAYS, RUNS_OF_A_JOB, trim
 from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.streaming.kafka import KafkaConnection
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.lock import stream_lock
+from invoice_platform.streaming.lock import StreamLock, stream_lock
 from invoice_platform.streaming.rebuild import rebuild
+from invoice_platform.streaming.retention import (
+    LOG_RETAIN_HOURS,
+    NIGHT_HOURS,
+    RETAIN_HOURS,
+    behind,
+    needed_from,
+    trim_checkpoints,
+    trim_log,
+)
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.stream import REPORT_SECONDS, RunSummary, Stream, run_streams
 from invoice_platform.streaming.tables import declare_existing, facts
@@ -195,16 +208,22 @@ def rebuild_word_count() -> None:
     rebuild_all_words()
 
 
-LEAST_RETAIN_HOURS = 168
-"""A week: Delta's own least, too."""
+WAIT_SECONDS = 300.0
+"""How long maintenance waits, in all, for runs that hold a stream; sensors ask for none while it is under way."""
 
 
 class MaintainConfig(dg.Config):
     """What is kept when tables are tidied."""
 
     retain_hours: int = Field(
-        default=168,
-        description="Old versions of a table younger than this stay readable; 168 (a week) is Delta's least.",
+        default=RETAIN_HOURS,
+        description="Data files that no version of a table younger than this needs are deleted (VACUUM), and checkpoints that are "
+        "left for good; 168 (a week) is Delta's least.",
+    )
+    log_retain_hours: int = Field(
+        default=LOG_RETAIN_HOURS,
+        description="Versions of a table older than this cannot be read any more: their commits are deleted, up to a checkpoint "
+        "of the log and up to what a stream still needs.",
     )
 
 
@@ -212,44 +231,115 @@ class MaintainConfig(dg.Config):
 def maintain_all_tables(
     context: dg.OpExecutionContext, config: MaintainConfig, spark: SparkResource, lakehouse: Lakehouse
 ) -> None:
-    """Joins small files (OPTIMIZE) and deletes files that no kept version needs (VACUUM), table by table."""
+    """Joins small files (OPTIMIZE), deletes files (VACUUM), commits and checkpoints that nobody needs, stream by stream."""
     layout = lakehouse.layout
+    until = time.monotonic() + WAIT_SECONDS
+    run = f"run {context.run.run_id}"
     try:
-        if config.retain_hours < LEAST_RETAIN_HOURS:
+        if config.retain_hours < RETAIN_HOURS:
             raise PlatformError(
                 f"retain_hours={config.retain_hours}: a stream or a reader may still need files that young; "
-                f"give {LEAST_RETAIN_HOURS} or more"
+                f"give {RETAIN_HOURS} or more"
             )
+        if config.log_retain_hours < 1:
+            raise PlatformError(f"log_retain_hours={config.log_retain_hours}: give a number of hours from 1 up")
         session = spark.session()
-        for name in declare_existing(session, layout):
+        tables = declare_existing(session, layout)
+        # A table has the name of its stream; a run that overwrites the table would collide.
+        for name in dict.fromkeys([*tables, *STREAMS]):
             try:
-                _maintain(context, name, config.retain_hours, session, layout)
+                with _held(layout, name, run, until) as lock:
+                    lock.works_with(session)
+                    if name in tables:
+                        _maintain(context, name, config.retain_hours, session, layout)
+                    if name in STREAMS and (gone := trim_checkpoints(STREAMS[name], layout, config.retain_hours)):
+                        context.log.info(f"{name}: {gone} checkpoints deleted that were left for good")
             except StreamLocked as error:
                 context.log.warning(f"{name} is left for the next time: {error}")
+            # Beside a run, too: a continuous one holds its streams for weeks.
+            needed = needed_from(name, STREAMS.values(), layout)
+            if name in tables and (gone := trim_log(layout.table(name), needed, config.log_retain_hours)):
+                context.log.info(f"{name}: {gone} files of its log deleted")
     except PlatformError as error:
         raise told(error) from error
 
 
+@contextmanager
+def _held(layout: Layout, name: str, run: str, until: float) -> Iterator[StreamLock]:
+    """The lock of a stream, waited for until then."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                lock = stack.enter_context(stream_lock(layout, name, run))
+                break
+            except StreamLocked:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+        yield lock
+
+
 def _maintain(context: dg.OpExecutionContext, name: str, retain_hours: int, session: Any, layout: Layout) -> None:
-    # A table has the name of its stream; a run that overwrites the table would collide.
-    with (
-        stream_lock(layout, name, f"run {context.run.run_id}") as lock,
-        spark_errors(f"{name} could not be maintained", layout),
-    ):
-        lock.works_with(session)
+    with spark_errors(f"{name} could not be maintained", layout):
         before = facts(layout.table(name))
         session.sql(f"OPTIMIZE `{name}`")
-        session.sql(f"VACUUM `{name}` RETAIN {retain_hours} HOURS")
+        # A night early, because the next time may be too late.
+        if waiting := behind(name, STREAMS.values(), layout, retain_hours - NIGHT_HOURS):
+            context.log.warning(
+                f"{name}: no data file is deleted, because {', '.join(waiting)} has yet to read what came days ago: run its job"
+            )
+        else:
+            session.sql(f"VACUUM `{name}` RETAIN {retain_hours} HOURS")
         after = facts(layout.table(name))
         if before and after:
             context.log.info(f"{name}: {before.files} files before, {after.files} after, {after.rows} rows")
 
 
 @dg.job(
-    executor_def=ONE_PROCESS, description="Joins small files and deletes what no kept version needs, in every table."
+    executor_def=ONE_PROCESS,
+    description="Joins small files and deletes what nobody needs any more: data files, commits, checkpoints.",
 )
 def maintain_tables() -> None:
     maintain_all_tables()
+
+
+class HistoryConfig(dg.Config):
+    """How much of what was run is remembered."""
+
+    run_days: int = Field(default=RUN_DAYS, description="Runs older than this are deleted, with all that they logged.")
+    runs_of_a_job: int = Field(default=RUNS_OF_A_JOB, description="Of each job the newest so many are kept, at most.")
+
+
+@dg.op
+def trim_all_history(context: dg.OpExecutionContext, config: HistoryConfig, lakehouse: Lakehouse) -> None:
+    """Deletes Dagster's old runs and their logs, and begins large logs of the platform anew; asks no Spark."""
+    try:
+        if min(config.run_days, config.runs_of_a_job) < 1:
+            raise PlatformError(
+                f"run_days={config.run_days}, runs_of_a_job={config.runs_of_a_job}: give numbers from 1 up"
+            )
+        with writing(lakehouse.layout.root):
+            done = trim(
+                context.instance,
+                lakehouse.layout,
+                run_days=config.run_days,
+                runs_of_a_job=config.runs_of_a_job,
+                say=context.log.warning,
+            )
+    except PlatformError as error:
+        raise told(error) from error
+    context.log.info(
+        f"{done.runs} runs deleted, {done.kept} kept; {done.files} logs and locks deleted or begun anew; "
+        f"{done.bytes / 1e6:.1f} MB less"
+    )
+
+
+@dg.job(
+    executor_def=ONE_PROCESS,
+    description="Deletes Dagster's old runs and their logs, and begins large logs of the platform anew.",
+)
+def trim_history() -> None:
+    trim_all_history()
 
 
 JOBS = (
@@ -261,4 +351,5 @@ JOBS = (
     rebuild_word_count,
     audit_tables,
     maintain_tables,
+    trim_history,
 )

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from invoice_platform.jobs import audit_tables, ingest_invoices
+from invoice_platform.jobs import audit_tables, ingest_invoices, maintain_tables, trim_history
 from invoice_platform.resources import Lakehouse
 from invoice_platform.sensors import INGESTING, under_way
 
@@ -29,4 +29,22 @@ nightly_audit = dg.ScheduleDefinition(
     description="Holds the tables people ask for against plain SQL, once a night.",
 )
 
-SCHEDULES = (hourly_ingest, nightly_audit)
+nightly_trim = dg.ScheduleDefinition(
+    name="nightly_trim",
+    job=trim_history,
+    cron_schedule="0 3 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Deletes old runs and their logs, once a night.",
+)
+
+nightly_maintenance = dg.ScheduleDefinition(
+    name="nightly_maintenance",
+    job=maintain_tables,
+    cron_schedule="30 3 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Joins small files and deletes what nobody needs any more, once a night.",
+)
+
+SCHEDULES = (hourly_ingest, nightly_audit, nightly_trim, nightly_maintenance)

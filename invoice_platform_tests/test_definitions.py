@@ -69,7 +69,7 @@ def test_the_jobs_are_named_as_users_rely_on_and_run_in_one_process() -> None:
     names = {job.name for job in defs.resolve_all_job_defs() if not job.name.startswith("__")}
     assert names == {
         "ingest_invoices", "ingest_kafka_invoices", "count_words", "stream_invoices", "rebuild_invoices",
-        "rebuild_word_count", "audit_tables", "maintain_tables",
+        "rebuild_word_count", "audit_tables", "maintain_tables", "trim_history",
     }  # fmt: skip
     for name in names:
         assert defs.resolve_job_def(name).executor_def.name == "in_process", name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from decimal import Decimal
@@ -227,14 +228,21 @@ def test_words_are_counted_by_their_own_job_and_its_batch_twin(platform: Platfor
 
 
 @pytest.mark.slow
-def test_maintenance_joins_small_files_and_the_streams_go_on(platform: Platform) -> None:
+def test_maintenance_joins_small_files_cuts_the_log_and_the_streams_go_on(platform: Platform) -> None:
+    path = platform.layout.table("invoices")
     for n in range(3):
         platform.land(f"{n}.json", invoice(str(n)))
         platform.run("ingest_invoices")
-    path = platform.layout.table("invoices")
+        if n == 0:  # a checkpoint a commit, as if there were ten times as many
+            platform.spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ('delta.checkpointInterval' = '1')")
     assert len(DeltaTable(str(path)).file_uris()) == 3
+    log, days_ago = path / "_delta_log", time.time() - 2 * 86_400
+    commits = len(list(log.glob("*.json")))
+    for file in log.iterdir():
+        os.utime(file, (days_ago, days_ago))
     platform.run("maintain_tables")
     assert len(DeltaTable(str(path)).file_uris()) == 1
+    assert len(list(log.glob("*.json"))) < commits
     platform.land("3.json", invoice("3"))
     platform.run("ingest_invoices")
     assert (platform.count("invoices"), platform.count("invoice_line_items")) == (4, 4)

@@ -69,7 +69,7 @@ class Bell:
         return run.run_id
 
 
-_jobs = {name: defs.resolve_job_def(name) for name in ("ingest_invoices", "stream_invoices")}
+_jobs = {name: defs.resolve_job_def(name) for name in ("ingest_invoices", "stream_invoices", "maintain_tables")}
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_file_still_being_written_does_not_ring(bell: Bell) -> None:
     assert bell.rings()
 
 
-@pytest.mark.parametrize("job", ["ingest_invoices", "stream_invoices"])
+@pytest.mark.parametrize("job", ["ingest_invoices", "stream_invoices", "maintain_tables"])
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED])
 def test_one_run_at_a_time_is_asked_for(bell: Bell, job: str, status: dg.DagsterRunStatus) -> None:
     run_id = bell.run(status, job)
@@ -186,7 +186,15 @@ def test_sensors_and_schedule_are_on_and_tick_every_five_seconds() -> None:
         assert sensor.minimum_interval_seconds == 5
         assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
     schedules = {s.name: s.cron_schedule for s in defs.schedules or [] if isinstance(s, dg.ScheduleDefinition)}
-    assert schedules == {"hourly_ingest": "0 * * * *", "nightly_audit": "30 2 * * *"}
+    assert schedules == {
+        "hourly_ingest": "0 * * * *",
+        "nightly_audit": "30 2 * * *",
+        "nightly_trim": "0 3 * * *",
+        "nightly_maintenance": "30 3 * * *",
+    }
+    for schedule in defs.schedules or []:
+        assert isinstance(schedule, dg.ScheduleDefinition)
+        assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
 
 
 def test_a_tick_opens_no_spark_and_loads_none() -> None:
@@ -207,3 +215,22 @@ def test_a_tick_with_nothing_new_is_cheap(bell: Bell, record_property: Callable[
     record_property("milliseconds_a_tick", (time.perf_counter() - started) / 20 * 1000)
     bell.instance.get_runs = None  # type: ignore[method-assign, assignment]
     assert bell.says() == "nothing new"
+
+
+def test_a_tick_opens_one_file_of_many_that_wait(
+    bell: Bell, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    for n in range(10_000):
+        (bell.folder / f"{n}.json").write_text("{}")
+    (bell.folder / "a.tmp").touch()
+    opened: list[object] = []
+    monkeypatch.setattr(sensors, "being_written", lambda path: bool(opened.append(path)))
+    started = time.perf_counter()
+    assert bell.rings()
+    record_property("milliseconds_a_tick", (time.perf_counter() - started) * 1000)
+    assert len(opened) == 1
+    run_id = bell.run(dg.DagsterRunStatus.STARTED)
+    assert bell.says() == (
+        f"10000 files in landing; run {run_id} of ingest_invoices is under way; left in landing: "
+        "'a.tmp' (a temporary name: rename it when it is complete)"
+    )

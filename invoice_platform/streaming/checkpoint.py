@@ -44,6 +44,18 @@ def last_planned(checkpoint: Path) -> Committed | None:
     return None if batch is None else Committed(batch, _offsets(checkpoint, batch))
 
 
+def planned_before_last(checkpoint: Path) -> Committed | None:
+    """The micro-batch before the last one that was planned, or the one that was planned; None where there is none yet.
+
+    Raises
+    ------
+    Damaged
+        When the file that says it is damaged.
+    """
+    two = sorted(batches(checkpoint / "offsets"))[-2:]
+    return Committed(two[0], _offsets(checkpoint, two[0])) if two else None
+
+
 def _offsets(checkpoint: Path, batch: int) -> list[Any]:
     file = checkpoint / "offsets" / str(batch)
     if (wrong := log_file(file)) is not None:

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 from invoice_platform.errors import PlatformError, first_line, writing
 from invoice_platform.streaming.layout import Layout, segment_name
@@ -34,6 +34,8 @@ ADMISSION_FILES = 10_000
 SETTLE_SECONDS = 2.0
 """Where the system cannot tell whether a file is open for writing, a file changed more recently than this waits."""
 CHUNK_BYTES = 1 << 20
+READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+"""Of a file that has all three nobody need be asked whether this user may read it."""
 
 FileFormat = Literal["text", "json", "csv", "parquet"]
 
@@ -49,14 +51,19 @@ class Left:
     reason: str
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A file in landing that may be admitted."""
+class Waiting(NamedTuple):
+    """A file in landing that may be admitted; made for every file at every tick of a sensor, so it holds no more than it must."""
 
-    path: Path
-    bytes: int
     modified_ns: int
+    name: str
+    folder: str
+    bytes: int
     inode: int
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; made when asked for, because a Path takes ten times as long as all the rest."""
+        return Path(self.folder, self.name)
 
     def changed(self) -> bool:
         """Whether the file is another than it was, or is being written."""
@@ -153,9 +160,9 @@ class LandingFolder:
         if scan.waiting and (refused := self.ledger.refused()):
             waiting, scan.waiting = scan.waiting, []
             for file in waiting:
-                size, modified_ns, reason = refused.get(file.path.name, (-1, -1, ""))
+                size, modified_ns, reason = refused.get(file.name, (-1, -1, ""))
                 if (size, modified_ns) == (file.bytes, file.modified_ns):
-                    scan.left.append(Left(file.path.name, reason))
+                    scan.left.append(Left(file.name, reason))
                 else:
                     scan.waiting.append(file)
         return scan
@@ -180,9 +187,9 @@ class LandingFolder:
         for file in waiting:
             try:
                 if being_written(file.path):
-                    result.left.append(Left(file.path.name, "still being written"))
+                    result.left.append(Left(file.name, "still being written"))
                 else:
-                    read.append((file, *read_landed(file.path, file.path.name, self.format)))
+                    read.append((file, *read_landed(file.path, file.name, self.format)))
             except FileNotFoundError:
                 continue  # its producer took it away again
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -199,10 +206,10 @@ class LandingFolder:
             if key in seen:
                 # The same bytes are in accepted/ under the same name.
                 if self._take_out(file, result, file.path.unlink):
-                    result.repeated.append(file.path.name)
+                    result.repeated.append(file.name)
                 continue
-            name = f"{key}-{safe_name(file.path.name)}"
-            moves.append((file, AcceptedFile(key, name, file.path.name, segment, file.bytes, records, accepted_ms)))
+            name = f"{key}-{safe_name(file.name)}"
+            moves.append((file, AcceptedFile(key, name, file.name, segment, file.bytes, records, accepted_ms)))
             accepted_ms += 1  # rising, so that Spark reads the files in order of arrival
         if not moves:
             return
@@ -238,19 +245,19 @@ class LandingFolder:
             raise Replaced
 
     def _refuse(self, file: Waiting, result: Admission, reason: str) -> None:
-        result.refused[file.path.name] = (file.bytes, file.modified_ns, reason)
+        result.refused[file.name] = (file.bytes, file.modified_ns, reason)
 
     def _take_out(self, file: Waiting, result: Admission, how: Callable[[], None]) -> bool:
         """Take a file that was read out of landing, unless it is another by now; whether it is out."""
         try:
             if file.changed():
-                result.left.append(Left(file.path.name, "still being written"))
+                result.left.append(Left(file.name, "still being written"))
                 return False
             how()
         except FileNotFoundError:
             return False
         except Replaced:
-            result.left.append(Left(file.path.name, "replaced while it was admitted"))
+            result.left.append(Left(file.name, "replaced while it was admitted"))
             return False
         except PermissionError:
             self._refuse(file, result, "belongs to another user: chown it, or land it with `invoice-platform land`")
@@ -284,8 +291,9 @@ def open_landed(path: Path) -> IO[bytes]:
 def scan_folder(folder: Path) -> Scan:
     """What lies in a landing folder, judged by name and state alone."""
     scan = Scan()
+    place = str(folder)
     try:
-        entries = list(os.scandir(folder))
+        entries = list(os.scandir(place))
     except FileNotFoundError:
         raise PlatformError(
             f"landing folder {folder} is missing: create it (mkdir -p), land a file with "
@@ -299,8 +307,8 @@ def scan_folder(folder: Path) -> Scan:
         if reason is not None:
             scan.left.append(Left(entry.name, reason))
         else:
-            scan.waiting.append(Waiting(Path(entry.path), seen.st_size, seen.st_mtime_ns, seen.st_ino))
-    scan.waiting.sort(key=lambda w: (w.modified_ns, w.path.name))
+            scan.waiting.append(Waiting(seen.st_mtime_ns, entry.name, place, seen.st_size, seen.st_ino))
+    scan.waiting.sort()  # by time, then by name
     scan.left.sort(key=lambda f: f.name)
     return scan
 
@@ -308,20 +316,18 @@ def scan_folder(folder: Path) -> Scan:
 def _why_left(entry: os.DirEntry[str]) -> tuple[str | None, os.stat_result]:
     """Why a file stays in landing, judged without opening it, or None; and its state."""
     seen = entry.stat(follow_symlinks=False)
-    name = entry.name
-    if stat.S_ISLNK(seen.st_mode):
-        return "a symbolic link is not followed: land the file itself", seen
-    if stat.S_ISDIR(seen.st_mode):
-        return "a folder: land the files in it", seen
-    if not stat.S_ISREG(seen.st_mode):
-        return "not a regular file", seen
-    if name.startswith(".") or name.lower().endswith(TEMPORARY_SUFFIXES):
+    name, mode = entry.name.lower(), seen.st_mode
+    if not stat.S_ISREG(mode):
+        if stat.S_ISLNK(mode):
+            return "a symbolic link is not followed: land the file itself", seen
+        return "a folder: land the files in it" if stat.S_ISDIR(mode) else "not a regular file", seen
+    if name.startswith(".") or name.endswith(TEMPORARY_SUFFIXES):
         return "a temporary name: rename it when it is complete", seen
-    if name.lower().endswith(UNREADABLE_SUFFIXES):
+    if name.endswith(UNREADABLE_SUFFIXES):
         return "packed in a way that is not read: land it plain or as .gz", seen
     if seen.st_size == 0:
         return "empty", seen
-    if not os.access(entry.path, os.R_OK):
+    if mode & READABLE != READABLE and not os.access(entry.path, os.R_OK):
         return "not readable: give this user read permission", seen
     return None, seen
 

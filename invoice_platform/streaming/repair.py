@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.checkpoint import checkpoint_id, damage, numbers
-from invoice_platform.streaming.damage import Damage, Damaged, checksum_file, json_file, log_file
+from invoice_platform.streaming.damage import Damage, Damaged, checksum_file, json_file, log_file, parquet_file
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.rebuild import rebuild
@@ -37,7 +37,15 @@ from invoice_platform.streaming.sources import (
 )
 from invoice_platform.streaming.state import read_state, write_state
 from invoice_platform.streaming.stream import OpenSession, Stream, find_damage
-from invoice_platform.streaming.tables import commit_path, facts, last_transaction, latest_version, open_delta, query
+from invoice_platform.streaming.tables import (
+    checkpoints_of,
+    commit_path,
+    facts,
+    last_transaction,
+    latest_version,
+    open_delta,
+    query,
+)
 from invoice_platform.streaming.tables import damage as table_damage
 from invoice_platform.streaming.trigger import Trigger
 
@@ -527,14 +535,19 @@ def _mend_table(
 
 
 def _without_summary(draft: _Draft, stream: Stream, table: Path, summaries: Sequence[Path]) -> None:
-    """A damaged checkpoint of a Delta log can be done without, as long as all commits are there."""
-    first = next((n for n in range(latest_version(table) + 1) if not commit_path(table, n).exists()), None)
+    """A damaged checkpoint of a Delta log can be done without, as long as all commits are there, from one before it on."""
+    earlier = checkpoints_of(table)
+    base = max((n for n, file in earlier.items() if file not in summaries and parquet_file(file) is None), default=-1)
+    first = next((n for n in range(base + 1, latest_version(table) + 1) if not commit_path(table, n).exists()), None)
     if first is not None:
         raise PlatformError(
             f"stream {stream.name!r}: {draft.found[0]}, and commit {first} is no longer in the table's log, so nothing "
             f"replaces it: put the file back from a copy, or move {table} away and run the rebuild job"
         )
-    draft.proof.append(f"all {latest_version(table) + 1} commits are in the log: they say the same as its summary")
+    since = f" since its summary of version {base}" if base >= 0 else ""
+    draft.proof.append(
+        f"all {latest_version(table) - base} commits{since} are in the log: they say the same as its summary"
+    )
     draft.set_aside(
         *summaries,
         table / "_delta_log" / "_last_checkpoint",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.streaming.checkpoint import has_unfinished, last_committed, last_planned
+from invoice_platform.streaming.checkpoint import has_unfinished, last_committed, last_planned, planned_before_last
 from invoice_platform.streaming.damage import Damage, Damaged
 from invoice_platform.streaming.json_lines import BLANK, from_json, one_document
 from invoice_platform.streaming.kafka import KafkaConnection, Offsets, offsets
@@ -324,6 +324,39 @@ class DeltaTable(Source):
                     version = offset["reservoirVersion"] - (offset["index"] < 0)
                     read[name] = max(version, read.get(name, -1))
         return read
+
+    def versions_needed(self, layout: Layout, stream: str) -> dict[str, int]:
+        """The oldest version of each table of which a query will read the log again; none of a stream that has yet to begin.
+
+        That is where the last micro-batch but one ended, because Spark plans the last one again when it starts.
+
+        Raises
+        ------
+        Damaged
+            When its checkpoint does not tell.
+        """
+        state = self._state(layout, stream)
+        needed: dict[str, int] = state["drained_versions"] | state["starting_versions"]
+        if (planned := planned_before_last(layout.checkpoint(stream, state["segment"]))) is not None:
+            told = dict(zip(self.names, planned.offsets, strict=False))
+            # Without an offset: a table of which nothing was read yet.
+            needed = {name: (told.get(name) or {"reservoirVersion": 0})["reservoirVersion"] for name in self.names}
+        return needed
+
+    def unread_from(self, layout: Layout, stream: str) -> dict[str, int]:
+        """The oldest version of each table that may have rows which were not read; none of a stream that has yet to begin.
+
+        Raises
+        ------
+        Damaged
+            When its checkpoint does not tell.
+        """
+        state = self._state(layout, stream)
+        unread = {name: version + 1 for name, version in state["drained_versions"].items()}
+        if (done := last_committed(layout.checkpoint(stream, state["segment"]))) is not None:
+            for name, offset in zip(self.names, done.offsets, strict=False):
+                unread[name] = max(unread.get(name, 0), offset["reservoirVersion"] if offset is not None else 0)
+        return unread
 
     def begins_late(self, layout: Layout, stream: str) -> bool:
         """Whether a rebuild let the checkpoint in use begin after what the tables held."""

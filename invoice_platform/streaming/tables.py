@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 PREVIEW_ROWS = 10
 BATCH_ROWS = 512
 """Rows that a query without Spark has in one piece."""
@@ -368,6 +369,12 @@ def last_checkpoint(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: Delta, too, then looks for itself
         found = (file.name[:20] for file in log.glob("*.checkpoint*.parquet"))
         return max((int(number) for number in found if number.isdigit()), default=-1)
+
+
+def checkpoints_of(path: Path) -> dict[int, Path]:
+    """The checkpoints of a Delta log that are one file each, as Spark writes them, by version."""
+    found = ((_CHECKPOINT.fullmatch(file.name), file) for file in (path / "_delta_log").glob("*.checkpoint.parquet"))
+    return {int(match[1]): file for match, file in found if match is not None}
 
 
 def latest_version(path: Path) -> int:
