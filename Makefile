@@ -3,7 +3,7 @@
 # Recipes name .venv relative to this file's folder, where make runs them, with or without -C.
 VENV := .venv/bin
 
-.PHONY: help setup demo up test test-fast stress check format readme constraints clean
+.PHONY: help setup demo up test test-fast stress bench check format readme constraints clean
 
 help: ## Show what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -25,6 +25,9 @@ test-fast: setup ## Run the tests that start no process, wait for no clock and t
 
 stress: setup ## Land files for MINUTES (5) while all kinds of things fail, then look for what is lost; SEED=N repeats one
 	@$(VENV)/python -m invoice_platform_tests.stress --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+bench: setup ## Measure everything (under 40 minutes) and write docs/benchmarks.md; SMALL=1: tiny, elsewhere; ONLY="NAME …": some of it
+	@$(VENV)/python -m benchmarks $(if $(SMALL),--small) $(ONLY)
 
 check: setup ## Check format, lint and types
 	@$(VENV)/ruff format --check

@@ -1,0 +1,107 @@
+"""`python -m benchmarks [--small] [NAME …]`: runs measures, one after the other, and writes their results, plots and page."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from benchmarks.machine import machine_facts
+from benchmarks.measure import Bench, met_in_words
+from benchmarks.measures import NAMES, measure
+from benchmarks.page import write_page
+from benchmarks.platform import SharedPlatform, warm_platform
+from benchmarks.plots import plot
+from benchmarks.results import Result, read, write
+
+PROJECT = Path(__file__).resolve().parents[1]
+BACKLOG_GB = 1.0
+"""As much as fits into the 40 minutes of all measures on 2 cores; 5 is the goal's own size."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when every measure gave its figures, whatever they are; 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="measures to run; all of them when none is given")
+    parser.add_argument("--list", action="store_true", help="show the measures and their goals, and run nothing")
+    parser.add_argument("--small", action="store_true", help="everything tiny: for correctness, not for figures")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="where results and plots go, the page beside it; docs/benchmarks, or a new folder when small",
+    )
+    parser.add_argument("--work", type=Path, help="where data is made, to be thrown away; a temporary folder")
+    parser.add_argument("--backlog-gb", type=float, help=f"size of the backlog of `memory` in GB; {BACKLOG_GB:g}")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in NAMES]:
+        parser.error(f"no such measure: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    chosen = options.names or list(NAMES)
+    if options.list:
+        for name in chosen:
+            found = measure(name)
+            print(f"{name:13} {found.title}")
+            for goal in found.goals:
+                print(f"{'':13}   {goal.text} ({goal.in_words})")
+        return 0
+    output = options.output or (
+        Path(tempfile.mkdtemp(prefix="benchmarks-")) / "benchmarks"
+        if options.small
+        else PROJECT / "docs" / "benchmarks"
+    )
+    with tempfile.TemporaryDirectory(prefix="benchmarks-work-", dir=options.work) as work:
+        backlog = options.backlog_gb or (0.002 if options.small else BACKLOG_GB)
+        shared = SharedPlatform()
+        try:
+            platform = shared if options.small else warm_platform
+            failed = run(chosen, Bench(options.small, Path(work), backlog, platform), output.resolve())
+        finally:
+            shared.close()
+    return 1 if failed else 0
+
+
+def run(names: list[str], bench: Bench, output: Path) -> list[str]:
+    """Run measures; those that failed. What each gave is on disk as soon as it has ended."""
+    machine = machine_facts()
+    results = read(output)
+    failed: list[str] = []
+    for found in sorted(map(measure, names), key=lambda m: not m.own_processes):
+        name = found.name
+        _say(f"{name}: {found.title}")
+        started = time.monotonic()
+        try:
+            # What the jobs print to stdout is not the benchmarks' own.
+            with contextlib.redirect_stdout(sys.stderr):
+                outcome = found.run(bench)
+        except Exception as error:
+            failed.append(name)
+            _say(f"{name} failed after {time.monotonic() - started:.0f} s: {type(error).__name__}: {error}")
+            continue
+        result = Result.of(found, outcome, time.monotonic() - started, bench.small, machine)
+        results[name] = result
+        plot(found, result, output / f"{name}.png")
+        write(output, results)
+        write_page(output, results)
+        for goal, figure in zip(found.goals, result.figures, strict=True):
+            _say(f"  {goal.text}: {figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)}); {result.seconds:.0f} s")
+    print(output.with_suffix(".md"))
+    return failed
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """As an interrupt does: what was started ends, too."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _told_to_end)
+    sys.exit(main())

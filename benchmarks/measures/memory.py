@@ -1,0 +1,99 @@
+"""Memory of the warm Spark: idle after many runs, and while it works through a large backlog."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from benchmarks.data import Corpus, make
+from benchmarks.measure import Bench, Goal, Measure, Outcome
+from benchmarks.memory import MB, collections, rss_mb, watched
+from benchmarks.platform import FLAT, Platform
+from invoice_platform.assets.factory import STREAMS
+from invoice_platform.streaming.settings import RunSettings
+from invoice_platform.streaming.stream import run_streams
+
+RUNS_A_ROUND = 12
+IDLE_SECONDS = 3.0
+
+
+def run(bench: Bench) -> Outcome:
+    outcome = Outcome()
+    work = bench.folder("memory")
+    rounds, each = bench.size(5, 2), bench.size(RUNS_A_ROUND, 1)
+    small = make(work / "small", files=rounds * each, invoices=bench.size(50, 10), seed=50)
+    large = make(work / "large", files=bench.size(8, 2), invoices=bench.size(25_000, 100))
+    copies = max(round(bench.backlog_gb * 1e9 / large.bytes), 1)
+    with bench.platform(work / "root") as platform:
+        scratch, gc_log = platform.scratch, platform.gc_log
+        pid, files = platform.server.pid, iter(small.files)
+        for _ in range(rounds):
+            for _ in range(each):
+                platform.put([next(files)])
+                _stream(platform)
+            time.sleep(IDLE_SECONDS if not bench.small else 0.0)
+            outcome.add("resident, idle", "MB", rss_mb(pid))
+            outcome.add("heap that the last collection left", "MB", collections(gc_log).last_after_mb)
+        idle = outcome.series["resident, idle"].values
+        middle = (len(idle) - 1) // 2
+        growth = (idle[-1] - idle[middle]) / (each * (len(idle) - 1 - middle))
+        outcome.add("growth of resident, idle", "MB in 1,000 runs", growth * 1000)
+
+        so_far = collections(gc_log).number
+        _land_copies(platform, large, copies)
+        started = time.monotonic()
+        with watched(pid, scratch) as seen:
+            platform.run(assets=FLAT)
+        spent = time.monotonic() - started
+        heap = collections(gc_log, skip=so_far)
+    outcome.add("resident, peak of the backlog", "MB", seen.peak_rss_mb)
+    outcome.add("spilled by the backlog", "MB", seen.spilled_bytes / MB)
+    outcome.add("heap after collections, most", "MB", heap.most_after_mb)
+    outcome.facts = {
+        "runs": rounds * each,
+        "backlog_bytes": large.bytes * copies,
+        "backlog_seconds": round(spent, 1),
+        "collections": heap.number,
+        "full_collections": heap.full,
+        "paused_seconds": round(heap.paused_seconds, 2),
+        "heap_mb": heap.heap_mb,
+    }
+    outcome.notes += [
+        f"{rounds * each} runs, not 1,000, which would take longer than all measures may; the growth is from the "
+        "middle of them to the end, for 1,000. A run is one file through the streams of bronze, line items and "
+        "quarantine in one client's session.",
+        f"The backlog is {large.bytes * copies / 1e9:.3g} GB: `python -m benchmarks memory --backlog-gb 5` takes the "
+        "goal's own size. The same files land under several names.",
+        "Spills are files that Spark writes when its memory does not suffice; those that a shuffle always writes "
+        "are not among them.",
+    ]
+    return outcome
+
+
+def _stream(platform: Platform) -> None:
+    run_streams(
+        [STREAMS[name] for name in FLAT], lambda: platform.spark, platform.layout, RunSettings(), run="benchmark"
+    )
+
+
+def _land_copies(platform: Platform, corpus: Corpus, copies: int) -> None:
+    for number in range(copies):
+        for file in corpus.files:
+            # Not a link: admission gives each file a time of its own.
+            target = platform.layout.landing("invoices") / f"copy{number}-{file.name}"
+            with file.open("rb") as source, target.open("xb") as copy:
+                os.sendfile(copy.fileno(), source.fileno(), 0, file.stat().st_size)
+
+
+MEASURE = Measure(
+    name="memory",
+    title="Warm server, idle after many runs; peak of a large backlog",
+    goals=(
+        Goal("idle ≤ 1 GB resident", 1000, "MB", "last", "resident, idle"),
+        Goal("no growth (≤ 50 MB in 1,000 runs)", 50, "MB in 1,000 runs", "last", "growth of resident, idle"),
+        Goal("peak ≤ 4 GB", 4000, "MB", "max", "resident, peak of the backlog"),
+        Goal("no spill", 0, "MB", "max", "spilled by the backlog"),
+    ),
+    run=run,
+    about="A warm Spark of its own, watched from outside: resident memory by the system, the heap by the JVM's log of collections.",
+)

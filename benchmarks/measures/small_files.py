@@ -1,0 +1,50 @@
+"""10,000 files of one invoice each against the same invoices in 10 files."""
+
+from __future__ import annotations
+
+from benchmarks.data import content, make, make_split
+from benchmarks.measure import Bench, Goal, Measure, Outcome
+from benchmarks.measures.throughput import TABLE, prepare_root
+from benchmarks.timing import alternate, seconds
+
+
+def run(bench: Bench) -> Outcome:
+    outcome = Outcome()
+    work = bench.folder("small_files")
+    invoices, few = bench.size(10_000, 60), bench.size(10, 2)
+    corpora = {
+        "many files": make_split(work / "many", files=invoices, invoices=invoices),
+        "few files": make_split(work / "few", files=few, invoices=invoices),
+    }
+    (first,) = make(work / "first", files=1, invoices=10, seed=90).files
+    outcome.facts = {"invoices": invoices, "many": invoices, "few": few, "content": {}}
+    with bench.platform(work / "root") as platform:
+        turn = 0
+
+        def turn_of(name: str) -> float:
+            nonlocal turn
+            turn += 1
+            prepare_root(platform, first, bench.small)
+            platform.put(corpora[name].files, f"turn{turn}-")
+            spent = seconds(platform.ingest)
+            found = content(platform.layout.table(TABLE), where=f"source_file LIKE '%-turn{turn}-%'")
+            outcome.facts["content"][name] = found.facts
+            return spent
+
+        if not bench.small:
+            turn_of("few files")  # the JIT compiler's round, not counted
+        alternate(outcome, {name: lambda n=name: turn_of(n) for name in corpora}, bench.size(5, 1))
+    return outcome
+
+
+MEASURE = Measure(
+    name="small_files",
+    title="10,000 files of one invoice each",
+    goals=(Goal("≤ 2 × the same invoices in 10 files", 2, "×", "ratio", "many files", "few files"),),
+    run=run,
+    about=(
+        "The same part of `ingest_invoices` as in `throughput`, on a warm Spark: 10,000 invoices as 10,000 files, "
+        "and as 10 files, by turns, each time into nearly empty tables. Default settings: at most 1,000 files a "
+        "micro-batch."
+    ),
+)
