@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from invoice_platform.assets.factory import STREAMS
+from invoice_platform.broker import free_port
 from invoice_platform.definitions import defs
 from invoice_platform.orchestrate import instance, prepare
 from invoice_platform.server import warm_server
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 FLAT = ("invoices", "invoice_line_items", "quarantined_invoices")
 """What stands between a landed file and the flat table: bronze, the flat table, quarantine. Their checks go with them."""
 OWN = (ROOT_VARIABLE, CONF_VARIABLE, REMOTE_VARIABLE, TOKEN_VARIABLE, "DAGSTER_HOME", "KAFKA_BOOTSTRAP_SERVERS")
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -126,7 +119,7 @@ def warm_platform(root: Path) -> Iterator[Platform]:
         ROOT_VARIABLE: str(root),
         CONF_VARIABLE: f"spark.local.dir={scratch}",
         # Read by every JVM, each with a log of its own; nothing else, so that what the platform itself sets stays as it is.
-        "JAVA_TOOL_OPTIONS": f"-Xlog:gc:file={gc_log}",
+        "JAVA_TOOL_OPTIONS": f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} -Xlog:gc:file={gc_log}".strip(),
     }
     with environment(**variables):
         prepare(layout)

@@ -132,10 +132,11 @@ def _without(token: str, log: Path) -> Iterator[IO[bytes]]:
 
 
 def _command(layout: Layout, port: int, write_classes_to: Path | None) -> list[str]:
-    java = (
-        mapped_classes() if write_classes_to is None else [f"-XX:ArchiveClassesAtExit={write_classes_to}", *SHORT_LIVED]
-    )
-    settings = spark_settings(layout, *java) | {
+    if write_classes_to is None:
+        settings = spark_settings(layout, *mapped_classes())
+    else:
+        settings = spark_settings(layout, f"-XX:ArchiveClassesAtExit={write_classes_to}") | SHORT_LIVED
+    settings |= {
         "spark.master": "local[*]",
         "spark.app.name": "invoice_platform warm Spark",
         "spark.connect.grpc.binding.address": "127.0.0.1",

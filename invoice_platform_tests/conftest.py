@@ -18,7 +18,7 @@ from invoice_platform.definitions import defs
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
 from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.session import open_session
+from invoice_platform.streaming.session import CONF_VARIABLE, SHORT_LIVED, open_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,6 +29,8 @@ INVOICE_STREAMS = (INVOICES_STREAM, LINE_ITEMS_STREAM, QUARANTINE_STREAM)
 OWN = ("INVOICE_PLATFORM_ROOT", "INVOICE_PLATFORM_SPARK_CONF", "SPARK_REMOTE", "DAGSTER_HOME", "POSTGRES_URL")
 for name in (*OWN, *(name for name in os.environ if name.startswith("KAFKA_"))):
     os.environ.pop(name, None)
+# A warm Spark of a test lives for a minute; see SHORT_LIVED.
+os.environ[CONF_VARIABLE] = " ".join(f"{name}={value}" for name, value in SHORT_LIVED.items())
 
 
 @pytest.fixture(scope="session")

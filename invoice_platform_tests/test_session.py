@@ -97,6 +97,14 @@ def test_a_static_setting_in_a_running_spark_is_refused_with_the_remedy(spark: S
         open_session(layout, conf={"spark.sql.extensions": "x"})
 
 
+def test_a_static_setting_that_spark_was_started_with_is_none_to_be_changed(
+    spark: SparkSession, layout: Layout
+) -> None:
+    """As `INVOICE_PLATFORM_SPARK_CONF` is there for a warm Spark and for each of its clients."""
+    session, owned = open_session(layout, conf={"spark.driver.memory": spark.conf.get("spark.driver.memory") or ""})
+    assert (session, owned) == (spark, False)
+
+
 def test_settings_from_the_environment_win_and_are_checked(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
     monkeypatch.setenv("INVOICE_PLATFORM_SPARK_CONF", "spark.ui.enabled=true 'spark.app.name=two words'")
     assert (spark_settings(layout) | extra_settings())["spark.ui.enabled"] == "true"

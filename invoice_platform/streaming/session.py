@@ -33,8 +33,8 @@ TOKEN_VARIABLE = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 ROOT_SETTING = "spark.invoicePlatform.root"
 PYTHON_VARIABLE = "PYSPARK_PYTHON"
 """The Python that Spark starts for `foreach` and Python data sources; the first on the PATH when not set."""
-SHORT_LIVED = ("-XX:TieredStopAtLevel=1",)
-"""Options of a Java that ends with its run: its optimizing compiler (C2) takes as long as all else, and pays back too late."""
+SHORT_LIVED = {"spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1"}
+"""For a Java that ends with its run: its optimizing compiler (C2) takes as long as all else, and pays back too late."""
 CONNECT_SECONDS = 3.0
 CONNECT_RETRIES = 6
 """With pauses growing from 50 ms: about 20 s in all."""
@@ -344,6 +344,8 @@ def _existing() -> SparkSession | None:
 
 def _set(session: SparkSession, conf: Mapping[str, str]) -> SparkSession:
     for name, value in conf.items():
+        if session.conf.get(name, None) == value:
+            continue  # what it was started with can be a setting that none can change later
         try:
             session.conf.set(name, value)
         except Exception as error:
@@ -400,7 +402,7 @@ def _embed(layout: Layout, master: str, conf: Mapping[str, str]) -> SparkSession
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(master).appName("invoice_platform")
-    settings = spark_settings(layout, *mapped_classes(), *SHORT_LIVED)
+    settings = spark_settings(layout, *mapped_classes()) | SHORT_LIVED
     if not master.startswith("local"):
         settings["spark.jars"] = ",".join(str(path) for path in jar_paths())  # for the executors of a cluster
     for name, value in (settings | dict(conf)).items():
