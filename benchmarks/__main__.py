@@ -9,14 +9,12 @@ import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from types import FrameType
 from typing import NoReturn
 
 from benchmarks.machine import machine_facts
-from benchmarks.measure import Bench, Measure, met_in_words
+from benchmarks.measure import Bench, met_in_words
 from benchmarks.measures import NAMES, measure
 from benchmarks.page import write_page
 from benchmarks.platform import SharedPlatform, warm_platform
@@ -72,49 +70,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(names: list[str], bench: Bench, output: Path) -> list[str]:
     """Run measures; those that failed. What each gave is on disk as soon as it has ended."""
-    results = Results(output)
-    measures = [measure(name) for name in names]
-    lanes = [[m for m in measures if m.own_processes], [m for m in measures if not m.own_processes]]
+    machine = machine_facts()
+    results = read(output)
     failed: list[str] = []
-
-    def ride(lane: list[Measure]) -> None:
-        failed.extend(found.name for found in lane if not results.take(found, bench))
-
-    # What the jobs print to stdout is not the benchmarks' own. Small, both lanes at once: the figures mean nothing then.
-    with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(2 if bench.small else 1) as workers:
-        list(workers.map(ride, lanes))
-    print(output.with_suffix(".md"))
-    return failed
-
-
-class Results:
-    """What measures gave, written down one by one."""
-
-    def __init__(self, output: Path) -> None:
-        self._output = output
-        self._machine = machine_facts()
-        self._results = read(output)
-        self._writing = Lock()
-
-    def take(self, found: Measure, bench: Bench) -> bool:
-        """Run a measure; whether it gave its figures."""
-        _say(f"{found.name}: {found.title}")
+    for found in sorted(map(measure, names), key=lambda m: not m.own_processes):
+        name = found.name
+        _say(f"{name}: {found.title}")
         started = time.monotonic()
         try:
-            outcome = found.run(bench)
+            # What the jobs print to stdout is not the benchmarks' own.
+            with contextlib.redirect_stdout(sys.stderr):
+                outcome = found.run(bench)
         except Exception as error:
-            _say(f"{found.name} failed after {time.monotonic() - started:.0f} s: {type(error).__name__}: {error}")
-            return False
-        result = Result.of(found, outcome, time.monotonic() - started, bench.small, self._machine)
-        with self._writing:
-            self._results[found.name] = result
-            plot(found, result, self._output / f"{found.name}.png")
-            write(self._output, self._results)
-            write_page(self._output, self._results)
+            failed.append(name)
+            _say(f"{name} failed after {time.monotonic() - started:.0f} s: {type(error).__name__}: {error}")
+            continue
+        result = Result.of(found, outcome, time.monotonic() - started, bench.small, machine)
+        results[name] = result
+        plot(found, result, output / f"{name}.png")
+        write(output, results)
+        write_page(output, results)
         for goal, figure in zip(found.goals, result.figures, strict=True):
-            took = f"{result.seconds:.0f} s"
-            _say(f"  {found.name}, {goal.text}: {figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)}); {took}")
-        return True
+            _say(f"  {name}, {goal.text}: {figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)}); {result.seconds:.0f} s")
+    print(output.with_suffix(".md"))
+    return failed
 
 
 def _say(text: str) -> None:
