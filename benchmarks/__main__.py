@@ -91,7 +91,9 @@ def run(names: list[str], bench: Bench, output: Path) -> list[str]:
         write(output, results)
         write_page(output, results)
         for goal, figure in zip(found.goals, result.figures, strict=True):
-            _say(f"  {name}, {goal.text}: {figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)}); {result.seconds:.0f} s")
+            _say(
+                f"  {name}, {goal.text}: {figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)}); {result.seconds:.0f} s"
+            )
     print(output.with_suffix(".md"))
     return failed
 
