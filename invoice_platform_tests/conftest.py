@@ -18,7 +18,7 @@ from invoice_platform.definitions import defs
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
 from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.session import CONF_VARIABLE, SHORT_LIVED, open_session
+from invoice_platform.streaming.session import SHORT_LIVED, open_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,8 +29,6 @@ INVOICE_STREAMS = (INVOICES_STREAM, LINE_ITEMS_STREAM, QUARANTINE_STREAM)
 OWN = ("INVOICE_PLATFORM_ROOT", "INVOICE_PLATFORM_SPARK_CONF", "SPARK_REMOTE", "DAGSTER_HOME", "POSTGRES_URL")
 for name in (*OWN, *(name for name in os.environ if name.startswith("KAFKA_"))):
     os.environ.pop(name, None)
-# A warm Spark of a test lives for a minute; see SHORT_LIVED.
-os.environ[CONF_VARIABLE] = " ".join(f"{name}={value}" for name, value in SHORT_LIVED.items())
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +40,11 @@ def session_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def spark(session_root: Path) -> Iterator[SparkSession]:
     """The one Spark session of the run, as the platform opens it; jobs in tests find it and leave it alone."""
-    session, owned = open_session(Layout.at(session_root), master="local[2]")
+    session, owned = open_session(
+        Layout.at(session_root),
+        master="local[2]",
+        conf=dict.fromkeys(SHORT_LIVED, "-XX:+TieredCompilation"),  # it lives for the whole run: with C2
+    )
     assert owned
     yield session
     session.stop()
