@@ -110,7 +110,7 @@ def test_percentiles_lie_between_neighbours() -> None:
 
 def test_a_measure_that_is_not_run_again_keeps_its_result(tmp_path: Path) -> None:
     outcome = Outcome()
-    for name in ("platform", "stock"):
+    for name in ("platform", "platform, whole job", "stock"):
         outcome.add(name, "s", 1.0)
     found = measure("cold_start")
     result = Result.of(found, outcome, 3.0, True, {"cores": "2"})
