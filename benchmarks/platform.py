@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from benchmarks.timing import seconds
 from invoice_platform.assets.factory import STREAMS
 from invoice_platform.broker import free_port
 from invoice_platform.definitions import defs
@@ -88,6 +89,11 @@ class Platform:
     def ingest(self) -> None:
         """From landing to the flat table, with quarantine and all their checks."""
         self.run(assets=FLAT)
+
+    def ingest_one(self, file: Path) -> float:
+        """Land one file and ingest it; the seconds of the latter."""
+        self.put([file])
+        return seconds(self.ingest)
 
     def reset(self) -> None:
         """Forget everything that was made."""

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from benchmarks.platform import OWN, free_port
 from benchmarks.timing import wait_until
+from invoice_platform.orchestrate import serves
 from invoice_platform.server import end
 from invoice_platform.streaming.layout import ROOT_VARIABLE
 
@@ -64,15 +63,6 @@ def finished(command: list[str], env: Mapping[str, str], log: Path, cwd: Path) -
         if process.wait(COMMAND_SECONDS) != 0:
             raise RuntimeError(f"{' '.join(command[1:])} failed: {log.read_text(errors='replace')[-2000:]}")
         return time.perf_counter() - started
-
-
-def serves(url: str) -> bool:
-    """Whether a Dagster UI answers there."""
-    try:
-        with urlopen(f"{url}/server_info", timeout=2) as answer:
-            return answer.status == 200
-    except (URLError, OSError):
-        return False
 
 
 @contextmanager

@@ -83,8 +83,10 @@ def trim(
     for run_id in ended:
         _delete(instance, home, run_id)
     _forget_checks(instance, ended)
-    files = sum(_delete_file(f) for f in _older(Path(instance.storage_directory()) / _TICK_LOGS, before))
-    files += _dead_locks(instance, layout, now - DAY_SECONDS)
+    of_ticks = _older(Path(instance.storage_directory()) / _TICK_LOGS, before)
+    for file in of_ticks:
+        file.unlink(missing_ok=True)
+    files = len(of_ticks) + _dead_locks(instance, layout, now - DAY_SECONDS)
     files += sum(_rotate(log) for log in sorted(logs.glob("*.log")) if log != layout.spark_log)
     for database in (home / "history" / "runs.db", _shards(home) / "index.db", home / "schedules" / "schedules.db"):
         _compact(database, say)
@@ -184,11 +186,6 @@ def _forget_checks(instance: DagsterInstance, run_ids: Sequence[str]) -> None:
 
 def _older(folder: Path, before: float) -> list[Path]:
     return [f for f in folder.rglob("*") if f.is_file() and f.stat().st_mtime < before]
-
-
-def _delete_file(file: Path) -> bool:
-    file.unlink(missing_ok=True)
-    return True
 
 
 def _dead_locks(instance: DagsterInstance, layout: Layout, before: float) -> int:

@@ -1,8 +1,7 @@
 """What can be run: by hand, by schedule, by sensor. Every job runs in one process, so that it has one Spark session."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -27,7 +26,7 @@ from invoice_platform.history import RUN_DAYS, RUNS_OF_A_JOB, trim
 from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.streaming.kafka import KafkaConnection
 from invoice_platform.streaming.layout import Layout
-from invoice_platform.streaming.lock import StreamLock, stream_lock
+from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.rebuild import rebuild
 from invoice_platform.streaming.retention import (
     LOG_RETAIN_HOURS,
@@ -248,7 +247,7 @@ def maintain_all_tables(
         # A table has the name of its stream; a run that overwrites the table would collide.
         for name in dict.fromkeys([*tables, *STREAMS]):
             try:
-                with _held(layout, name, run, until) as lock:
+                with stream_lock(layout, name, run, wait_seconds=max(until - time.monotonic(), 0)) as lock:
                     lock.works_with(session)
                     if name in tables:
                         _maintain(context, name, config.retain_hours, session, layout)
@@ -262,21 +261,6 @@ def maintain_all_tables(
                 context.log.info(f"{name}: {gone} files of its log deleted")
     except PlatformError as error:
         raise told(error) from error
-
-
-@contextmanager
-def _held(layout: Layout, name: str, run: str, until: float) -> Iterator[StreamLock]:
-    """The lock of a stream, waited for until then."""
-    with ExitStack() as stack:
-        while True:
-            try:
-                lock = stack.enter_context(stream_lock(layout, name, run))
-                break
-            except StreamLocked:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
-        yield lock
 
 
 def _maintain(context: dg.OpExecutionContext, name: str, retain_hours: int, session: Any, layout: Layout) -> None:

@@ -214,7 +214,7 @@ def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, st
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + UI_SECONDS
-        while not _serves(url):
+        while not serves(url):
             if process.poll() is not None:
                 raise PlatformError(f"Dagster ended while it started (exit {process.returncode}): see {log}")
             if time.monotonic() > deadline:
@@ -225,7 +225,8 @@ def dagster_ui(layout: Layout, port: int = UI_PORT, environment: Mapping[str, st
         end(process, first=signal.SIGINT)
 
 
-def _serves(url: str) -> bool:
+def serves(url: str) -> bool:
+    """Whether a Dagster UI answers there."""
     try:
         with urlopen(f"{url}/server_info", timeout=2) as answer:
             return answer.status == 200

@@ -1,5 +1,7 @@
 """When things run by the clock."""
 
+from typing import Any
+
 import dagster as dg
 
 from invoice_platform.jobs import audit_tables, ingest_invoices, maintain_tables, trim_history
@@ -20,31 +22,23 @@ def hourly_ingest(context: dg.ScheduleEvaluationContext, lakehouse: Lakehouse) -
     return dg.RunRequest()
 
 
-nightly_audit = dg.ScheduleDefinition(
-    name="nightly_audit",
-    job=audit_tables,
-    cron_schedule="30 2 * * *",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Holds the tables people ask for against plain SQL, once a night.",
-)
+def nightly(name: str, job: Any, cron_schedule: str, description: str) -> dg.ScheduleDefinition:
+    """A schedule that runs a job at one time (UTC) of each night, on by default."""
+    return dg.ScheduleDefinition(
+        name=name,
+        job=job,
+        cron_schedule=cron_schedule,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"{description}, once a night.",
+    )
 
-nightly_trim = dg.ScheduleDefinition(
-    name="nightly_trim",
-    job=trim_history,
-    cron_schedule="0 3 * * *",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Deletes old runs and their logs, once a night.",
-)
 
-nightly_maintenance = dg.ScheduleDefinition(
-    name="nightly_maintenance",
-    job=maintain_tables,
-    cron_schedule="30 3 * * *",
-    execution_timezone="UTC",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Joins small files and deletes what nobody needs any more, once a night.",
+SCHEDULES = (
+    hourly_ingest,
+    nightly("nightly_audit", audit_tables, "30 2 * * *", "Holds the tables people ask for against plain SQL"),
+    nightly("nightly_trim", trim_history, "0 3 * * *", "Deletes old runs and their logs"),
+    nightly(
+        "nightly_maintenance", maintain_tables, "30 3 * * *", "Joins small files and deletes what nobody needs any more"
+    ),
 )
-
-SCHEDULES = (hourly_ingest, nightly_audit, nightly_trim, nightly_maintenance)

@@ -23,8 +23,8 @@ BACKOFF_SECONDS = (5, 10, 30, 60, 300)
 """How long to wait after one, two, … failed runs in a row."""
 MAINTAINING = "maintain_tables"
 """Holds each table for a while, at which a run would fail."""
-INGESTING = ("ingest_invoices", "stream_invoices", MAINTAINING)
-"""Jobs beside which no run is asked for that takes files out of landing/invoices."""
+INGESTING = ("ingest_invoices", "stream_invoices")
+"""Jobs that take files out of landing/invoices."""
 UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -89,11 +89,11 @@ def ring(
 
 
 def under_way(instance: dg.DagsterInstance, jobs: Sequence[str], layout: Layout) -> dg.DagsterRun | None:
-    """A run of one of `jobs` that is queued or going; one whose process is gone is reported as failed and passed over.
+    """A run of one of `jobs`, or of maintenance, that is queued or going; one whose process is gone is reported as failed.
 
     Dagster itself notices a dead process only while the code server that started it lives.
     """
-    for job in jobs:
+    for job in (*jobs, MAINTAINING):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=UNDER_WAY), limit=10):
             if not run_is_dead(layout, run.run_id):
                 return run
@@ -139,13 +139,13 @@ def kafka_invoices_sensor(context: dg.SensorEvaluationContext, lakehouse: Lakeho
     layout = lakehouse.layout
     if not KafkaConnection.configured(layout):
         return _skip("no Kafka: set KAFKA_BOOTSTRAP_SERVERS, or start one with `invoice-platform kafka`")
-    return ring_for_tables(context, from_kafka(), ("ingest_kafka_invoices", "stream_invoices", MAINTAINING), layout)
+    return ring_for_tables(context, from_kafka(), ("ingest_kafka_invoices", "stream_invoices"), layout)
 
 
 @dg.sensor(job=count_words, minimum_interval_seconds=TICK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_text_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for count_words when files wait in landing/text."""
-    return ring_for_files(context, landing, [WORD_COUNT_STREAM], ("count_words", MAINTAINING))
+    return ring_for_files(context, landing, [WORD_COUNT_STREAM], ("count_words",))
 
 
 SENSORS = (landed_invoices_sensor, kafka_invoices_sensor, landed_text_sensor)

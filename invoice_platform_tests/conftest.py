@@ -43,7 +43,7 @@ def spark(session_root: Path) -> Iterator[SparkSession]:
     session, owned = open_session(
         Layout.at(session_root),
         master="local[2]",
-        conf=dict.fromkeys(SHORT_LIVED, "-XX:+TieredCompilation"),  # it lives for the whole run: with C2
+        conf=dict.fromkeys(SHORT_LIVED, ""),  # it lives for the whole run
     )
     assert owned
     yield session

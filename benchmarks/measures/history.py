@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.copies import accept, copy_commits, last_adds, settle
 from benchmarks.data import make, make_split
 from benchmarks.measure import Bench, Goal, Measure, Outcome
-from benchmarks.timing import seconds
 
 FILES_A_RUN = 100
 """Files that a run of the history took: with 100,000 files, 1,000 commits to each table."""
@@ -19,27 +18,22 @@ def run(bench: Bench) -> Outcome:
     base = make_split(work / "base", files=FILES_A_RUN, invoices=FILES_A_RUN)
     new = iter(make(work / "new", files=2 * (runs + warm_ups), invoices=bench.size(500, 20), seed=90).files)
     with bench.platform(work / "root") as platform:
-
-        def one_file() -> float:
-            platform.put([next(new)])
-            return seconds(platform.ingest)
-
         platform.put(base.files)
         platform.ingest()
         adds = {name: last_adds(platform.layout.table(name)) for name in ("invoices", "invoice_line_items")}
         for _ in range(warm_ups):
-            one_file()
+            platform.ingest_one(next(new))
         for _ in range(runs):
-            outcome.add("after 100 files", "s", one_file())
+            outcome.add("after 100 files", "s", platform.ingest_one(next(new)))
 
         commits = many // FILES_A_RUN - 1
         copied = {name: copy_commits(platform.layout.table(name), adds[name], commits) for name in adds}
         accept(platform.layout, many - FILES_A_RUN)
         settle(platform.layout, copied["invoice_line_items"].rows)
         for _ in range(warm_ups):
-            one_file()
+            platform.ingest_one(next(new))
         for _ in range(runs):
-            outcome.add("after many files", "s", one_file())
+            outcome.add("after many files", "s", platform.ingest_one(next(new)))
         outcome.facts = {
             "files": many,
             "commits": commits,

@@ -9,7 +9,6 @@ from benchmarks.copies import accept, copy_commits, last_adds, rows_in, settle
 from benchmarks.data import make
 from benchmarks.measure import Bench, Goal, Measure, Outcome
 from benchmarks.platform import Platform
-from benchmarks.timing import seconds
 
 COPIES_A_COMMIT = 25
 
@@ -22,20 +21,15 @@ def run(bench: Bench) -> Outcome:
     base = make(work / "base", files=8, invoices=bench.size(25_000, 50))
     new = iter(make(work / "new", files=len(sizes) * (runs + warm_ups), invoices=bench.size(500, 20), seed=90).files)
     with bench.platform(work / "root") as platform:
-
-        def one_file() -> float:
-            platform.put([next(new)])
-            return seconds(platform.ingest)
-
         platform.put(base.files)
         platform.ingest()
         adds = {name: last_adds(platform.layout.table(name)) for name in ("invoices", "invoice_line_items")}
         for name, size in sizes.items():
             _grow(platform, adds, size)
             for _ in range(warm_ups):
-                one_file()
+                platform.ingest_one(next(new))
             for _ in range(runs):
-                outcome.add(name, "s", one_file())
+                outcome.add(name, "s", platform.ingest_one(next(new)))
             outcome.facts[f"invoices at {name}"] = platform.rows("invoices")
             outcome.facts[f"line items at {name}"] = platform.rows("invoice_line_items")
     outcome.notes.append(

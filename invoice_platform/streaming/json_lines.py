@@ -205,8 +205,8 @@ def _no_variant(columns: Sequence[Column]) -> str:
 def _faults(at: str, columns: Sequence[Column]) -> str:
     """SQL: an array of what is wrong with the object `at` (VARIANT), field by field, then with the objects in it.
 
-    The objects are laid out side by side, so that one expression looks at them all: Spark analyses and optimises it anew for
-    each micro-batch, which for one expression a level took half a second.
+    The objects are laid out side by side, so that one expression looks at them all: one for each level takes Spark twice as long
+    to analyse, at each start of a query.
     """
     levels: list[Sequence[Column]] = []
     objects = _objects(at, columns, "''", levels)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
 
 
 class StreamLock:
@@ -58,13 +59,15 @@ def noting(locks: Sequence[StreamLock], spark: Callable[[], SparkSession]) -> Ca
 
 
 @contextmanager
-def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[StreamLock]:
+def stream_lock(layout: Layout, stream: str, run: str, wait_seconds: float = 0) -> Iterator[StreamLock]:
     """Hold the checkpoints of `stream`.
 
     Parameters
     ----------
     run : str
         What a second process is told of the holder, e.g. `run 1c9d…`.
+    wait_seconds : float
+        How long to wait for another run to let go of them.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def stream_lock(layout: Layout, stream: str, run: str) -> Iterator[StreamLock]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait_seconds, poll_interval=POLL_SECONDS)
         except Timeout:
             raise StreamLocked(stream, _holder(holder)) from None
     try:

@@ -396,9 +396,8 @@ def _embed(layout: Layout, master: str, conf: Mapping[str, str]) -> SparkSession
     require_java()
     layout.logs.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
-    os.environ["SPARK_HOME"] = str(
-        spark_folder()
-    )  # by the same path as the warm Spark: the archive of classes wants that
+    # By the same path as the warm Spark: the archive of classes wants that.
+    os.environ["SPARK_HOME"] = str(spark_folder())
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.master(master).appName("invoice_platform")
