@@ -13,11 +13,11 @@ from invoice_platform.assets.factory import (
     StreamConfig,
     checkpoint_pool,
     downstream,
-    end_when_cancelled,
     log_admission,
     log_batch,
     materialization,
     told,
+    until_cancelled,
 )
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.checks import gold_audit
@@ -142,17 +142,18 @@ def stream_all_invoices(
                 f"trigger={config.trigger!r} ends by itself: give stream_invoices an interval such as '1 second', "
                 "or run ingest_invoices"
             )
-        summaries = run_streams(
-            streams,
-            spark.session,
-            lakehouse.layout,
-            settings,
-            run=f"run {context.run.run_id}",
-            on_batch=log_batch(context.log),
-            on_report=report,
-            told_to_stop=end_when_cancelled(context),
-            report_seconds=config.report_seconds,
-        )
+        with until_cancelled(context) as told_to_stop:
+            summaries = run_streams(
+                streams,
+                spark.session,
+                lakehouse.layout,
+                settings,
+                run=f"run {context.run.run_id}",
+                on_batch=log_batch(context.log),
+                on_report=report,
+                told_to_stop=told_to_stop,
+                report_seconds=config.report_seconds,
+            )
     except PlatformError as error:
         raise told(error) from error
     for summary in summaries:

@@ -157,6 +157,8 @@ def ended_in(process: Command, number: signal.Signals, seconds: float) -> float:
     """Send a signal; the seconds until its end, of it and of all that it started."""
     started = time.monotonic()
     process.signal(number)
-    process.wait(seconds)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    assert not process.going, f"goes on {seconds:g} s after {number.name}: {process.said}"
     wait_until(lambda: not process.group(), seconds, "the end of all processes")
     return time.monotonic() - started

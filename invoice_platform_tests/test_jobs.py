@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+import weakref
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +15,7 @@ import duckdb
 import pytest
 from deltalake import DeltaTable
 
+from invoice_platform.assets.factory import until_cancelled
 from invoice_platform.generate import write_files
 from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.lock import stream_lock
@@ -344,9 +347,6 @@ def _rows(platform: Platform, table: str) -> int:
 @pytest.mark.slow
 def test_a_cancelled_continuous_run_stops_its_queries_and_the_next_run_goes_on(platform: Platform) -> None:
     """Dagster cancels a run by SIGINT to its main thread; here a thread sends it to this very process."""
-    import os
-    import signal
-
     platform.land("1.json", invoice("1"))
 
     def cancel() -> None:
@@ -363,3 +363,25 @@ def test_a_cancelled_continuous_run_stops_its_queries_and_the_next_run_goes_on(p
     platform.land("2.json", invoice("2"))
     platform.run("ingest_invoices")
     assert (platform.count("invoices"), platform.count("invoice_line_items")) == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_ends_though_python_drops_its_interrupt(number: signal.Signals) -> None:
+    steps: list[str] = []
+
+    @dg.op
+    def interrupted(context) -> None:  # Dagster does not understand an annotation that this module postpones
+        with until_cancelled(context) as told_to_stop:
+            thing = {"anything"}
+            watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
+            del thing
+            steps.append("dropped")
+            told_to_stop()
+            steps.append(f"goes on without {watched}")
+
+    before = signal.getsignal(number)
+    result = dg.GraphDefinition(name="one", node_defs=[interrupted]).to_job().execute_in_process(raise_on_error=False)
+    assert not result.success
+    assert steps == ["dropped"]
+    assert signal.getsignal(number) is before

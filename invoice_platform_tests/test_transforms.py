@@ -109,6 +109,8 @@ INVALID: list[tuple[str | bytes, str]] = [
     ("[" * 100_000, "not a JSON document, or one nested over 1,000 levels deep"),
     (GOOD.encode().replace(b"STR1000", b"STR\xff\xfe"), "not valid UTF-8"),
     (GOOD.replace("STR1000", "\\ud83d"), "half of a surrogate pair"),
+    ('"\\ud800"', "half of a surrogate pair"),
+    ('"\\ud800", 1', "not a JSON document"),
     (GOOD.replace("1709294400000", '"yesterday"'), "CreatedTime is not a whole number of 64 bits"),
     (GOOD.replace("1709294400000", "1.5"), "CreatedTime is not a whole number of 64 bits"),
     (GOOD.replace("1709294400000", "99999999999999999999"), "CreatedTime is not a whole number of 64 bits"),

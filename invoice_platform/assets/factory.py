@@ -1,8 +1,12 @@
 """From a stream's declaration to its Dagster asset."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from graphlib import TopologicalSorter
+from types import FrameType
 from typing import Any
 
 import dagster as dg
@@ -78,15 +82,24 @@ def log_batch(log: Any) -> Any:
     return write
 
 
-def end_when_cancelled(context: Any) -> Callable[[], bool]:
-    """A `told_to_stop` that ends a cancelled run, should its interrupt have been lost inside a call to Spark.
+@contextmanager
+def until_cancelled(context: Any) -> Iterator[Callable[[], bool]]:
+    """A block with a `told_to_stop` that ends a run that is cancelled or told to end, should its interrupt be lost.
 
-    An exception that a signal raises within gRPC's callbacks can vanish there; the run's status does not.
+    Python drops an exception that a signal's handler raises within a weak reference's or one of gRPC's callbacks. That
+    the signal came stays noted, and so does the run's status.
     """
+    came: list[int] = []
     looked = time.monotonic()
+
+    def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        came.append(number)
+        raise dg.DagsterExecutionInterruptedError  # as Dagster's own does
 
     def look() -> bool:
         nonlocal looked
+        if came:
+            raise dg.DagsterExecutionInterruptedError
         if time.monotonic() - looked >= LOOK_SECONDS:
             looked = time.monotonic()
             run = context.instance.get_run_by_id(context.run.run_id)
@@ -94,7 +107,13 @@ def end_when_cancelled(context: Any) -> Callable[[], bool]:
                 raise dg.DagsterExecutionInterruptedError
         return False
 
-    return look
+    handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handler) for number in handled}
+    try:
+        yield look
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def log_admission(log: Any, summary: RunSummary) -> None:
@@ -162,16 +181,17 @@ def stream_asset(stream: Stream, *, group: str, deps: Iterable[str] = ()) -> dg.
     ) -> dg.MaterializeResult:
         layout = lakehouse.layout
         try:
-            summary = run_stream(
-                stream,
-                spark.session,
-                layout,
-                config.settings(),
-                run=f"run {context.run.run_id}",
-                on_batch=log_batch(context.log),
-                told_to_stop=end_when_cancelled(context),
-                on_report=lambda done: context.log_event(materialization(done, stream, lakehouse)),
-            )
+            with until_cancelled(context) as told_to_stop:
+                summary = run_stream(
+                    stream,
+                    spark.session,
+                    layout,
+                    config.settings(),
+                    run=f"run {context.run.run_id}",
+                    on_batch=log_batch(context.log),
+                    told_to_stop=told_to_stop,
+                    on_report=lambda done: context.log_event(materialization(done, stream, lakehouse)),
+                )
         except PlatformError as error:
             raise told(error) from error
         log_admission(context.log, summary)

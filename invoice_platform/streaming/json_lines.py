@@ -189,11 +189,14 @@ def _no_variant(columns: Sequence[Column]) -> str:
     twice = "filter(array_distinct(keys), key -> size(filter(keys, other -> other = key)) > 1)"
     each = _let("keys", keys, f"transform({twice}, key -> concat(object.path, key))")
     found = f"array_distinct(flatten(transform(concat({', '.join(texts)}), object -> {each})))"
+    # A string alone is a document, too, of which `from_json` knows nothing.
+    bare = f"from_json(concat('[', value, ']'), 'array<string>', {_STRICT_SQL}) IS NOT NULL AND {one_document('value')}"
     return f"""CASE
           WHEN contains(value, char(0)) THEN 'not a JSON document: there are NUL bytes in it'
           WHEN startswith(value, '\\uFEFF') THEN 'not a JSON document: a byte order mark stands before it'
           WHEN from_json(value, 'map<string, string>', {_STRICT_SQL}) IS NULL
             AND from_json(value, 'array<string>', {_STRICT_SQL}) IS NULL
+            AND NOT ({bare})
             THEN 'not a JSON document, or one nested over 1,000 levels deep'
           ELSE coalesce(
             concat('a key is repeated: ', nullif(concat_ws(', ', {found}), '')),
