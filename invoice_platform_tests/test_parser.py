@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -180,7 +181,7 @@ def _differs(rows: list[Any], wanted: list[Read]) -> str | None:
             return f"record {place}: reason {row['reason']!r}, should be wrong: {one.faults}"
         if one.record is None:
             unnamed = [fault for fault in one.faults[:5] if fault not in row["reason"]]
-            if unnamed == ["JSON"] and "a key is repeated" in row["reason"]:
+            if unnamed == ["JSON"] and re.search("a key is repeated|half of a surrogate pair", row["reason"]):
                 unnamed = []  # in the first of two documents, say: both are so
             if unnamed or row["raw"] is None or row["InvoiceNumber"] is not None:
                 return f"record {place}: {row['reason']!r} does not name {unnamed}"
@@ -197,11 +198,14 @@ def _differs(rows: list[Any], wanted: list[Read]) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A document with its numbers as floats, of which 15 digits count: how they are written is not what is compared."""
+    """A document with its numbers as floats, of which 15 digits count: how they are written is not what is compared.
+
+    Nor is the sign of a zero, which a whole number does not keep.
+    """
     if isinstance(value, Number):
         value = float(value.text)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return f"{float(value):.14e}" if abs(float(value)) != float("inf") else "Infinity"
+        return f"{float(value) + 0.0:.14e}" if abs(float(value)) != float("inf") else "Infinity"
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
