@@ -108,12 +108,14 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str
         not_met={rule.name: sum(row[rule.name] for row in counts) for rule in EXPECTATIONS},
         through=dict(since) | {row["bronze"]: row["through"] for row in counts},
     )
-    for rule, count in rows.not_met.items():
-        if count:
-            named = session.sql(
-                f"SELECT InvoiceNumber FROM new_invoices WHERE array_contains(warnings, '{rule}') LIMIT {NAMED}"
-            ).collect()
-            rows.not_met_by[rule] = sorted(row[0] for row in named)
+    if warned := [rule for rule, count in rows.not_met.items() if count]:
+        named = " UNION ALL ".join(
+            f"(SELECT '{rule}', InvoiceNumber FROM new_invoices WHERE array_contains(warnings, '{rule}') LIMIT {NAMED})"
+            for rule in warned
+        )
+        rows.not_met_by = {rule: [] for rule in warned}
+        for rule, number in sorted(session.sql(named).collect()):
+            rows.not_met_by[rule].append(number)
     if any(row["rescued"] for row in counts):
         rows.unknown_fields = dict(session.sql(UNKNOWN_FIELDS).collect())
     numbers = " UNION ALL ".join(f"SELECT InvoiceNumber, content_hash FROM {name}" for name in known)

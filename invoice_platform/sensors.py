@@ -4,7 +4,7 @@ A run key would refuse for ever the second run of a key whose first run failed; 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import dagster as dg
 
@@ -22,6 +22,10 @@ TICK_SECONDS = 5
 """Of Dagster's daemon, which looks through all sensors that often."""
 MINIMUM_SECONDS = TICK_SECONDS - 1
 """What a sensor asks for: with the daemon's own interval, its look comes a moment too early every other time."""
+LOOK_SECONDS = 1.0
+"""Between two looks within a tick."""
+WATCH_SECONDS = 4.0
+"""Of a tick, so that it has ended when the next one comes."""
 BACKOFF_SECONDS = (5, 10, 30, 60, 300)
 """How long to wait after one, two, … failed runs in a row."""
 MAINTAINING = "maintain_tables"
@@ -35,6 +39,23 @@ UNDER_WAY = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+
+
+def watch(context: dg.SensorEvaluationContext, look: Callable[[], dg.SensorResult]) -> dg.SensorResult:
+    """Look again and again until it rings or the tick's time is over: a file need not wait for the next tick.
+
+    Only where each sensor has a thread of Dagster's daemon (`sensors` in dagster.yaml); else the others would wait for this one.
+    """
+    own_thread = context.instance.get_settings("sensors").get("use_threads", False)
+    end = time.monotonic() + (WATCH_SECONDS if own_thread else 0)
+    while True:
+        started = time.monotonic()
+        result = look()
+        now = time.monotonic()
+        pause = max(LOOK_SECONDS, 10 * (now - started))  # however long a look takes, it keeps no core busy
+        if result.run_requests or now + pause > end:
+            return result
+        time.sleep(pause)
 
 
 def ring_for_files(
@@ -131,7 +152,7 @@ def _backoff(instance: dg.DagsterInstance, job: str) -> float:
 @dg.sensor(job=ingest_invoices, minimum_interval_seconds=MINIMUM_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_invoices_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for ingest_invoices when files wait in landing/invoices; a continuous run admits files itself."""
-    return ring_for_files(context, landing, from_files(), INGESTING)
+    return watch(context, lambda: ring_for_files(context, landing, from_files(), INGESTING))
 
 
 @dg.sensor(
@@ -148,7 +169,7 @@ def kafka_invoices_sensor(context: dg.SensorEvaluationContext, lakehouse: Lakeho
 @dg.sensor(job=count_words, minimum_interval_seconds=MINIMUM_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def landed_text_sensor(context: dg.SensorEvaluationContext, landing: LandingZone) -> dg.SensorResult:
     """Rings for count_words when files wait in landing/text."""
-    return ring_for_files(context, landing, [WORD_COUNT_STREAM], ("count_words",))
+    return watch(context, lambda: ring_for_files(context, landing, [WORD_COUNT_STREAM], ("count_words",)))
 
 
 SENSORS = (landed_invoices_sensor, kafka_invoices_sensor, landed_text_sensor)

@@ -36,6 +36,10 @@ CONNECT_PORT = 15002
 SESSION_TIMEOUT = "10m"
 START_SECONDS = 120
 STOP_SECONDS = 15
+LONG_LIVED = {
+    "spark.driver.defaultJavaOptions": "-XX:G1PeriodicGCInterval=10000 -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=20"
+}
+"""For a Java that mostly waits: while it does, it collects, and gives back to the system what the last run needed."""
 # PySpark's workers of `foreachBatch` print the address of the server with its token. A process of its own, because the server
 # outlives this one when that is killed.
 _HIDE_TOKEN = """
@@ -133,7 +137,7 @@ def _without(token: str, log: Path) -> Iterator[IO[bytes]]:
 
 def _command(layout: Layout, port: int, write_classes_to: Path | None) -> list[str]:
     if write_classes_to is None:
-        settings = spark_settings(layout, *mapped_classes())
+        settings = spark_settings(layout, *mapped_classes()) | LONG_LIVED
     else:
         settings = spark_settings(layout, f"-XX:ArchiveClassesAtExit={write_classes_to}") | SHORT_LIVED
     settings |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_landed_file_rings_until_it_is_admitted(bell: Bell) -> None:
     (bell.folder / "a.json").write_text("{}")
     assert bell.rings()
     assert bell.rings(), "asked for, but no run came of it: asked for again"
+
+
+def test_a_file_that_lands_within_a_tick_rings_in_that_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dg.instance_for_test(overrides={"sensors": {"use_threads": True, "num_workers": 2}}) as instance:
+        bell = Bell(tmp_path, instance)
+        landing = threading.Timer(1.5, (bell.folder / "a.json").write_text, ("{}",))
+        landing.start()
+        assert bell.rings()
+        landing.join()
+        (bell.folder / "a.json").unlink()
+        monkeypatch.setattr(sensors, "WATCH_SECONDS", 1.5)
+        assert bell.says() == "nothing new", "a tick has an end"
 
 
 def test_files_that_no_run_would_take_do_not_ring_and_are_named(bell: Bell) -> None:

@@ -8,9 +8,10 @@ from benchmarks.data import make_split
 from benchmarks.measure import Bench, Goal, Measure, Outcome
 from benchmarks.platform import environment
 from benchmarks.timing import seconds
+from invoice_platform.jobs import from_files
 from invoice_platform.orchestrate import instance, prepare
 from invoice_platform.resources import Lakehouse, LandingZone
-from invoice_platform.sensors import landed_invoices_sensor
+from invoice_platform.sensors import INGESTING, ring_for_files
 from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
 
 
@@ -27,7 +28,7 @@ def run(bench: Bench) -> Outcome:
                 landing = LandingZone(lakehouse=Lakehouse(root=str(layout.root)))
                 with dg.build_sensor_context(instance=history, resources={"landing": landing}) as context:
                     found: list[object] = []
-                    spent = seconds(lambda: found.append(landed_invoices_sensor(context)))
+                    spent = seconds(lambda: found.append(ring_for_files(context, landing, from_files(), INGESTING)))
                 result = found[0]
                 if not isinstance(result, dg.SensorResult) or bool(result.run_requests) is not rings:
                     raise RuntimeError(f"the sensor should {'ring' if rings else 'not ring'} and said {result}")
@@ -52,7 +53,7 @@ MEASURE = Measure(
     ),
     run=run,
     about=(
-        "The sensor's function in this process, with Dagster's real storage under the root "
+        "One look of the sensor in this process, with Dagster's real storage under the root "
         "(`build_sensor_context`); what Dagster itself does for a tick (a call to the code server, a record) is not "
         "in it. One tick is not counted."
     ),
