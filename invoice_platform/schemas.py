@@ -141,6 +141,11 @@ INVOICE_LINE_ITEMS = Table(
         ANY_INGESTED_AT,
     ),
     "Silver: one row per line item of every valid landed record.",
+    # What people look for, what the checks count nulls of; each column more takes its time at every write.
+    {
+        "delta.dataSkippingStatsColumns": "invoice_number,created_time,store_id,pin_code,line_number,item_code,"
+        "source_file,ingested_at"
+    },
 )
 
 QUARANTINED_INVOICES = Table(

@@ -12,7 +12,8 @@ import pytest
 from invoice_platform.errors import PlatformError
 from invoice_platform.expectations import MAX_LINE_ITEMS, RAW_CHARACTERS
 from invoice_platform.generate import InvoiceGenerator
-from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, KAFKA_INVOICES, QUARANTINED_INVOICES
+from invoice_platform.schemas import INVOICE_LINE_ITEMS, INVOICES, KAFKA_INVOICES, LANDED_INVOICE, QUARANTINED_INVOICES
+from invoice_platform.streaming.json_lines import PLAIN_BYTES, plain_line
 from invoice_platform.streaming.settings import MAX_RECORD_BYTES
 from invoice_platform.streaming.tables import Table
 from invoice_platform.transforms import (
@@ -188,6 +189,30 @@ def test_what_is_accepted_is_stored_as_it_was_landed_however_it_was_written(spar
     ):
         (row,) = parse(spark, line)
         assert (row.reason, row.TotalAmount, row.PaymentMethod) == (None, Decimal(total), "CARD")
+
+
+def test_a_line_with_few_escapes_is_plain_and_reads_as_one_with_many(spark: SparkSession) -> None:
+    from pyspark.sql import functions as F
+
+    text = 'Photo frame 8" x 10"\\/\b\f\n\r\t'
+    few = json.dumps(invoice("1", *[item() | {"ItemDescription": text}] * 40))
+    longest = json.dumps(invoice("1", item() | {"ItemDescription": '"' * 10}, *[item()] * 60))
+    many = json.dumps(invoice("1", item() | {"ItemDescription": '"' * 21}))
+    by_number = json.dumps(invoice("1", item() | {"ItemDescription": "\u20b9"}))
+    hidden = GOOD.replace("CARD", 'CARD\\",\\"x')  # escaped quotes end no string
+    written = [few, few.replace("/", "\\/"), longest, many, by_number, hidden]
+    # Java's expressions are greedy of stack: the longest lines that are looked at must not be too long for it.
+    assert 6_000 < len(longest) < PLAIN_BYTES
+    plain = lines(spark, *written).select(F.col("value").rlike(plain_line(LANDED_INVOICE))).collect()
+    assert [row[0] for row in plain] == [True, True, True, False, False, True]
+    rows = parse(spark, *written)
+    assert [row.reason for row in rows] == [None] * 6
+    for row, line in zip(rows, written, strict=True):
+        document = json.loads(line)
+        assert [i.ItemDescription for i in row.InvoiceLineItems] == [
+            i["ItemDescription"] for i in document["InvoiceLineItems"]
+        ]
+        assert row.PaymentMethod == document["PaymentMethod"]
 
 
 def test_fields_that_nobody_declared_are_kept_in_the_shape_that_they_had(spark: SparkSession) -> None:

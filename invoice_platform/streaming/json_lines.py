@@ -4,7 +4,7 @@ Spark's own `from_json` says nothing of a second document on the line, a repeate
 declared, a string for a number or a number for a string, and rounds what has too many decimals. So a line is read in one of two
 ways, with the same result:
 
-- A *plain* line is written just as declared: the fields in their order, no escape, no exponent, nothing else. One regular
+- A *plain* line is written just as declared: the fields in their order, few escapes, no exponent, nothing else. One regular
   expression, made from the declaration, tells; `from_json` then has nothing to misread. That is how tills write, and it is fast.
 - Any other line becomes a VARIANT, which keeps every number to its last digit and refuses repeated keys, and each declared
   field of it is looked at. That takes about four times as long.
@@ -128,9 +128,13 @@ def _plain_object(columns: Sequence[Column]) -> str:
     return rf"\{{{fields}\}}"
 
 
+_PLAIN_STRING = r'"[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+){0,20}+"'
+"""Some escapes are in it, such as of a quote, but none of a character by its number: half of a pair is one too."""
+
+
 def _plain_value(column: Column) -> str:
     if column.type == "string":
-        return r'"[^"\\\x00-\x1f]*+"'
+        return _PLAIN_STRING
     if column.fields:
         one = _plain_object(column.fields)
         return rf"\[{one}(?:, ?+{one})*+\]" if column.is_array else one
