@@ -186,7 +186,7 @@ def test_a_landed_file_is_in_the_tables_without_anyone_touching_anything(root: R
         "90001",
         "90002",
     ]
-    wait_until(lambda: all(r["status"] == "SUCCESS" for r in up.runs("ingest_invoices")), 60, "the run's end")
+    wait_until(lambda: all(r["status"] == "SUCCESS" for r in up.runs("ingest_invoices")), 240, "the run's end")
     assert len(up.runs("ingest_invoices")) == 1, "one run was asked for"
 
 
