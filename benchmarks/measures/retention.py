@@ -59,6 +59,7 @@ def run(bench: Bench) -> Outcome:
         platform.run("trim_history")
         purge_ticks(history)
         some_runs()
+        platform.run("trim_history")  # whatever their age, the newest ten runs of a job stay
         for name, count in AGED.items():
             left = count(layout, history) / old[name] if old[name] else 0.0
             outcome.add(f"{name} left after {AGED_DAYS} days", "%", 100 * left)
@@ -71,7 +72,8 @@ def run(bench: Bench) -> Outcome:
     outcome.notes += [
         f"{runs} runs and {ticks * len(SENSORS):,} ticks were made and taken for a week's {RUNS_A_WEEK:,} and {TICKS_A_WEEK:,}.",
         f"Then all files and Dagster's records were made {AGED_DAYS} days older, `maintain_tables` and `trim_history` ran, "
-        f"ticks were purged as Dagster's daemon does it by the root's dagster.yaml, and {runs} more runs went by. What is then "
+        f"ticks were purged as Dagster's daemon does it by the root's dagster.yaml, {runs} more runs went by, and `trim_history` "
+        "ran again, because it keeps the newest ten runs of a job whatever their age. What is then "
         "left of the old is a matter of retention, and a part of it is in use: the open segment's checkpoint, for "
         "one.",
     ]
