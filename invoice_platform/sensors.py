@@ -24,7 +24,7 @@ MINIMUM_SECONDS = TICK_SECONDS - 1
 """What a sensor asks for: with the daemon's own interval, its look comes a moment too early every other time."""
 LOOK_SECONDS = 1.0
 """Between two looks within a tick."""
-WATCH_SECONDS = 4.0
+WATCH_SECONDS: float = MINIMUM_SECONDS
 """Of a tick, so that it has ended when the next one comes."""
 BACKOFF_SECONDS = (5, 10, 30, 60, 300)
 """How long to wait after one, two, … failed runs in a row."""

@@ -65,6 +65,12 @@ class Command:
         """Wait for its end; its exit code."""
         return self.process.wait(seconds)
 
+    def has_to_end(self, seconds: float, what: str) -> None:
+        """Wait for its end; AssertionError, with `what` and all that it printed, when it goes on."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(seconds)
+        assert not self.going, f"{what}: goes on after {seconds:g} s: {self.said}"
+
     def close(self) -> None:
         """End what is left of it."""
         for process in self.group():
@@ -94,9 +100,7 @@ def command(layout: Layout, *words: str) -> Iterator[Command]:
 def done(layout: Layout, *words: str, ok: bool = True, seconds: float = 900) -> str:
     """Run a command to its end; what it printed."""
     with command(layout, *words) as ran:
-        with suppress(subprocess.TimeoutExpired):
-            ran.wait(seconds)
-        assert not ran.going, f"{words} goes on after {seconds:g} s: {ran.said}"
+        ran.has_to_end(seconds, " ".join(words))
         assert (ran.process.returncode == 0) is ok, ran.said
         return ran.said
 
@@ -157,8 +161,6 @@ def ended_in(process: Command, number: signal.Signals, seconds: float) -> float:
     """Send a signal; the seconds until its end, of it and of all that it started."""
     started = time.monotonic()
     process.signal(number)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    assert not process.going, f"goes on {seconds:g} s after {number.name}: {process.said}"
+    process.has_to_end(seconds, number.name)
     wait_until(lambda: not process.group(), seconds, "the end of all processes")
     return time.monotonic() - started

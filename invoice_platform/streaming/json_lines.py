@@ -27,6 +27,8 @@ BLANK = r"\A\s*\z"
 """A line that holds nothing, as a regular expression."""
 PLAIN_BYTES = 8_192
 """A longer line is not plain: Java's regular expressions take stack with each repetition."""
+_PLAIN_STRING = r'"[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+){0,20}+"'
+"""Some escapes are in it, such as of a quote, but none of a character by its number: half of a pair is one too."""
 FAULTS_NAMED = 5
 """Fields that a reason names, at most."""
 _HUGE_EXPONENT = r"[0-9][eE][+-]?[0-9]{4}"
@@ -126,10 +128,6 @@ def _plain_object(columns: Sequence[Column]) -> str:
         else:
             fields += rf'(?:{comma}"{column.name}": ?+(?:null|{value}))?+'
     return rf"\{{{fields}\}}"
-
-
-_PLAIN_STRING = r'"[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+){0,20}+"'
-"""Some escapes are in it, such as of a quote, but none of a character by its number: half of a pair is one too."""
 
 
 def _plain_value(column: Column) -> str:
