@@ -18,6 +18,7 @@ from invoice_platform.assets.gold import PRODUCT_SALES_STREAM, STORE_SALES_STREA
 from invoice_platform.errors import PlatformError
 from invoice_platform.expectations import EXPECTATIONS, expectations, repeated_invoices
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
+from invoice_platform.streaming.key_index import KeyIndex, repeats
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable
@@ -30,6 +31,8 @@ KEY_COLUMNS = ("invoice_number", "created_time", "store_id", "line_number", "ite
 BRONZE = ("invoices", "kafka_invoices")
 NAMED = 20
 """Invoice numbers that a warning names, at most."""
+NUMBERS_AT_ONCE = 4_000_000
+"""Invoice numbers that are looked up in one go, which this process has in memory."""
 START_OF_TIME = "1970-01-01 00:00:00"
 NO_ROWS = TableFacts(version=-1, rows=0, files=0, bytes=0)
 
@@ -80,7 +83,7 @@ class NewRows:
 def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str]) -> NewRows:
     """Count what the checks need over the bronze rows that came after `since` (a UTC timestamp for each table).
 
-    Delta skips the files before `since` by their statistics; only re-sent numbers are looked up among all that came.
+    Delta skips the files before `since` by their statistics.
     """
     session = spark()
     there = declare_existing(session, layout)
@@ -118,20 +121,8 @@ def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str
             rows.not_met_by[rule].append(number)
     if any(row["rescued"] for row in counts):
         rows.unknown_fields = dict(session.sql(UNKNOWN_FIELDS).collect())
-    numbers = " UNION ALL ".join(f"SELECT InvoiceNumber, content_hash FROM {name}" for name in known)
-    repeated = session.sql(
-        f"""SELECT count(*) AS resent, slice(sort_array(collect_list(InvoiceNumber)), 1, {NAMED}) AS numbers,
-              count_if(contents > 1) AS conflicts,
-              slice(sort_array(collect_list(IF(contents > 1, InvoiceNumber, NULL))), 1, {NAMED}) AS conflicting
-            FROM (
-             SELECT InvoiceNumber, count(DISTINCT content_hash) AS contents FROM ({numbers})
-             WHERE InvoiceNumber IN (SELECT InvoiceNumber FROM new_invoices WHERE reason IS NULL)
-             GROUP BY InvoiceNumber HAVING count(*) > 1)"""
-    ).collect()[0]
-    rows.resent, rows.resent_numbers = repeated["resent"], list(repeated["numbers"])
     if repeated_invoices() == "drop" and "invoice_line_items" in there:
         rows.not_once = session.sql(NOT_ONCE).collect()[0][0]
-    rows.conflicts, rows.conflicting_numbers = repeated["conflicts"], list(repeated["conflicting"])
     return rows
 
 
@@ -155,10 +146,28 @@ UNKNOWN_FIELDS = """
 """Fields that nobody declared, by name, and how many of the new records have each."""
 
 
+def look_for_repeats(spark: OpenSession, layout: Layout, rows: NewRows) -> None:
+    """Add to `rows` which of their invoice numbers came more than once among all that ever came; after `look_at_new_rows`."""
+    indexes = [KeyIndex(layout.key_index(name), layout.table(name), "InvoiceNumber", "content_hash") for name in BRONZE]
+    parts = rows.records // NUMBERS_AT_ONCE + 1
+    for part in range(parts):
+        numbers = spark().sql(
+            f"""SELECT InvoiceNumber FROM new_invoices
+                WHERE reason IS NULL AND pmod(hash(InvoiceNumber), {parts}) = {part}"""
+        )
+        found = repeats(indexes, numbers.toArrow().column(0))
+        rows.resent += len(found.keys)
+        rows.resent_numbers = sorted([*rows.resent_numbers, *found.keys])[:NAMED]
+        rows.conflicts += len(found.conflicting)
+        rows.conflicting_numbers = sorted([*rows.conflicting_numbers, *found.conflicting])[:NAMED]
+
+
 def _look(spark: SparkResource, layout: Layout, since: Mapping[str, str]) -> NewRows:
     try:
         with spark_errors("the checks could not read the tables", layout):
-            return look_at_new_rows(spark.session, layout, since)
+            rows = look_at_new_rows(spark.session, layout, since)
+            look_for_repeats(spark.session, layout, rows)
+            return rows
     except PlatformError as error:
         raise told(error) from error
 
