@@ -14,7 +14,7 @@ from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.stream import run_streams
 
 RUNS_A_ROUND = 12
-IDLE_SECONDS = 25.0
+IDLE_SECONDS = 45.0
 """Two of the periods after which an idle Java collects (`invoice_platform.server.LONG_LIVED`)."""
 
 

@@ -1,0 +1,33 @@
+"""What `spark-submit` runs in the warm Spark: its Connect server, which forgets a query soon after its end.
+
+By default it keeps each stopped query for an hour, with its session and plans: 3 to 4 MB, for which there is no setting
+(`SparkConnectStreamingQueryCache`). A run asks what became of its query within seconds.
+"""
+
+import os
+import sys
+from typing import Any
+
+from py4j.java_gateway import GatewayParameters, JavaGateway
+
+KEPT_SECONDS = 60
+
+
+def main() -> None:
+    """Serve until this Java ends."""
+    gateway = JavaGateway(
+        gateway_parameters=GatewayParameters(
+            port=int(os.environ["PYSPARK_GATEWAY_PORT"]), auth_token=os.environ["PYSPARK_GATEWAY_SECRET"]
+        )
+    )
+    jvm: Any = gateway.jvm
+    service = jvm.org.apache.spark.sql.connect.service
+    queries = getattr(getattr(service, "SparkConnectService$"), "MODULE$").streamingSessionManager()
+    kept = queries.getClass().getDeclaredField("stoppedQueryInactivityTimeout")
+    kept.setAccessible(True)
+    kept.set(queries, jvm.scala.concurrent.duration.Duration.create(KEPT_SECONDS, "seconds"))
+    service.SparkConnectServer.main(gateway.new_array(jvm.java.lang.String, 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
