@@ -13,6 +13,7 @@ from invoice_platform.assets.factory import (
     StreamConfig,
     checkpoint_pool,
     downstream,
+    fed_by,
     log_admission,
     log_batch,
     materialization,
@@ -40,6 +41,7 @@ from invoice_platform.streaming.retention import (
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.stream import REPORT_SECONDS, RunSummary, Stream, run_streams
 from invoice_platform.streaming.tables import declare_existing, facts
+from invoice_platform.streaming.trigger import UNSPECIFIED, Trigger
 
 ONE_PROCESS = dg.in_process_executor
 
@@ -88,12 +90,20 @@ count_words = dg.define_asset_job(
 )
 
 
+LAST_TRIGGER = "1 minute"
+
+
 class ContinuousConfig(StreamConfig):
     """How stream_invoices runs: the settings of every stream, which streams, and how often it reports."""
 
     trigger: str = Field(
         default="1 second",
         description="An interval such as '30 seconds', or unspecified (no pause between micro-batches).",
+    )
+    last_trigger: str = Field(
+        default=LAST_TRIGGER,
+        description="The interval of streams that feed no other (quarantine, sums, rewards, notifications), which share the "
+        "machine with those that rows wait for; `trigger`, when that is longer.",
     )
     report_seconds: float = Field(
         default=REPORT_SECONDS, description="Seconds between two materializations of a table, at least."
@@ -102,6 +112,28 @@ class ContinuousConfig(StreamConfig):
         default=[],
         description="Streams to run, by name; all that files and, where a server is set, Kafka feed when not given.",
     )
+
+    def triggers(self, streams: Sequence[Stream]) -> dict[str, Trigger]:
+        """Of the streams whose trigger is not `trigger`.
+
+        One that is fed by another of them and feeds further ones follows as soon as there is something: an interval of its
+        own would be waited for after the other's.
+        """
+        last = Trigger.parse(self.last_trigger)
+        if not last.continuous:
+            raise PlatformError(
+                f"last_trigger={self.last_trigger!r} ends by itself: give an interval such as '1 minute'"
+            )
+        last = max(Trigger.parse(self.trigger), last, key=lambda trigger: trigger.seconds)
+        tables = {stream.table.name for stream in streams if stream.table is not None}
+        feeding = {name for stream in STREAMS.values() for name in fed_by(stream)}
+        found: dict[str, Trigger] = {}
+        for stream in streams:
+            if stream.table is None or stream.table.name not in feeding:
+                found[stream.name] = last
+            elif tables & set(fed_by(stream)):
+                found[stream.name] = Trigger(UNSPECIFIED)
+        return found
 
     def chosen(self, layout: Layout) -> list[Stream]:
         """The streams to run, each after those that feed it.
@@ -153,6 +185,7 @@ def stream_all_invoices(
                 on_report=report,
                 told_to_stop=told_to_stop,
                 report_seconds=config.report_seconds,
+                triggers=config.triggers(streams),
             )
     except PlatformError as error:
         raise told(error) from error

@@ -16,7 +16,9 @@ import pytest
 from deltalake import DeltaTable
 
 from invoice_platform.assets.factory import until_cancelled
+from invoice_platform.errors import PlatformError
 from invoice_platform.generate import write_files
+from invoice_platform.jobs import ContinuousConfig
 from invoice_platform.streaming.landing import land
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item, wait_until
@@ -298,6 +300,19 @@ def test_a_stream_that_cannot_run_here_is_refused_by_the_continuous_job(platform
 def test_a_trigger_that_ends_is_refused_by_the_continuous_job(platform: Platform) -> None:
     config = {"ops": {"stream_all_invoices": {"config": {"trigger": "available_now"}}}}
     assert "run ingest_invoices" in why(platform.run("stream_invoices", config, ok=False), "stream_all_invoices")
+
+
+def test_streams_that_feed_no_other_have_a_longer_interval_and_those_between_follow_at_once() -> None:
+    def triggers(**config: Any) -> dict[str, str]:
+        return {name: trigger.text for name, trigger in ContinuousConfig(**config).triggers(INVOICE_STREAMS).items()}
+
+    assert [stream.name for stream in INVOICE_STREAMS] == ["invoices", "invoice_line_items", "quarantined_invoices"]
+    assert triggers() == {"invoice_line_items": "unspecified", "quarantined_invoices": "1 minutes"}
+    assert triggers(trigger="5 minutes")["quarantined_invoices"] == "5 minutes"
+    assert triggers(trigger="90 seconds", last_trigger="2 seconds")["quarantined_invoices"] == "90 seconds"
+    assert triggers(last_trigger="unspecified")["quarantined_invoices"] == "1 seconds"
+    with pytest.raises(PlatformError, match="last_trigger='available_now' ends by itself: give an interval"):
+        triggers(last_trigger="available_now")
 
 
 @pytest.mark.slow

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
 
 POLL_SECONDS = 0.1
+LONGEST_POLL_SECONDS = 0.5
 COLLECT_SECONDS = 1.0
-ADMIT_SECONDS = 0.5
+ADMIT_SECONDS = 0.2
 REPORT_SECONDS = 60.0
 
 
@@ -239,9 +240,12 @@ class _StreamRun:
             try:
                 with self._told_apart():
                     query = self._start(leg, Trigger())
+                began = time.monotonic()
                 while self.poll():
                     self._told_to_stop()  # raises in a run that is cancelled; one that is asked to end finishes this
-                    time.sleep(POLL_SECONDS)
+                    # Each look is a call that the warm Spark spends 10 to 20 ms on when it is busy.
+                    waited = time.monotonic() - began
+                    time.sleep(min(max(POLL_SECONDS, waited / 20), LONGEST_POLL_SECONDS))
                 with self._told_apart():
                     error = query.exception()
                 if error is not None:
@@ -445,6 +449,7 @@ def run_streams(
     on_report: OnReport = _ignore,
     report_seconds: float = REPORT_SECONDS,
     told_to_stop: Callable[[], bool] = _never,
+    triggers: Mapping[str, Trigger] | None = None,
 ) -> list[RunSummary]:
     """Run streams, in the order in which each feeds the next, until all that is new is done or until told to end.
 
@@ -460,6 +465,8 @@ def run_streams(
         Called in a continuous run, at most every `report_seconds`, with what a stream did since its last report.
     told_to_stop : callable
         Asked often in a continuous run; True ends it as `run_for_seconds` does.
+    triggers : mapping of str to Trigger
+        In a continuous run, of streams with another trigger than that of `settings`, by name.
 
     Returns
     -------
@@ -491,7 +498,11 @@ def run_streams(
                 table.changes(layout)  # before anything is admitted or written
 
         session = noting(locks, spark)
-        runs = [_StreamRun(stream, layout, settings, session, on_batch, told_to_stop) for stream in streams]
+        own = {name: replace(settings, trigger=trigger) for name, trigger in (triggers or {}).items()}
+        runs = [
+            _StreamRun(stream, layout, own.get(stream.name, settings), session, on_batch, told_to_stop)
+            for stream in streams
+        ]
         if settings.trigger.continuous:
             _run_until_told(runs, settings, on_report, report_seconds, told_to_stop)
         else:
@@ -520,7 +531,7 @@ def _run_until_told(
 ) -> None:
     now = time.monotonic()
     deadline = now + settings.run_for_seconds if settings.run_for_seconds is not None else float("inf")
-    admit_at, report_at = now, now + report_seconds
+    admit_at, poll_at, report_at = now, now, now + report_seconds
     with ExitStack() as stopped:
         for one in runs:
             stopped.callback(one.stop)  # each, whatever becomes of the others
@@ -528,8 +539,10 @@ def _run_until_told(
             one.begin()
         try:
             while (now := time.monotonic()) < deadline and not told_to_stop():
-                for one in runs:
-                    one.poll(must_be_active=True)
+                if now >= poll_at:  # a call to the warm Spark for each stream
+                    for one in runs:
+                        one.poll(must_be_active=True)
+                    poll_at = now + COLLECT_SECONDS
                 if now >= admit_at:
                     for one in runs:
                         one.keep_up()

@@ -12,6 +12,8 @@ AVAILABLE_NOW = "available_now"
 UNSPECIFIED = "unspecified"
 _INTERVAL = re.compile(r"\s*(\d+)\s*(millisecond|second|minute|hour)s?\s*", re.IGNORECASE)
 
+_SECONDS = {"millisecond": 0.001, "second": 1, "minute": 60, "hour": 3600}
+
 
 @dataclass(frozen=True)
 class Trigger:
@@ -43,6 +45,12 @@ class Trigger:
     def continuous(self) -> bool:
         """Whether the query stays until it is stopped."""
         return self.text != AVAILABLE_NOW
+
+    @property
+    def seconds(self) -> float:
+        """Between the starts of two micro-batches; 0 for unspecified."""
+        match = _INTERVAL.fullmatch(self.text)
+        return int(match[1]) * _SECONDS[match[2].lower()] if match is not None else 0
 
     @property
     def arguments(self) -> dict[str, Any]:
