@@ -68,8 +68,13 @@ class Platform:
         for file in files:
             os.link(file, self.layout.landing("invoices") / f"{prefix}{file.name}")
 
-    def run(self, job: str = "ingest_invoices", assets: Sequence[str] = ()) -> None:
+    def run(self, job: str = "ingest_invoices", assets: Sequence[str] = (), **settings: Any) -> None:
         """Run a job here and now, as `invoice-platform run` does, or a part of it with the checks of that part.
+
+        Parameters
+        ----------
+        **settings
+            Of the stream of bronze.
 
         Raises
         ------
@@ -81,14 +86,17 @@ class Platform:
             instance=self.history,
             raise_on_error=False,
             asset_selection=chosen,
-            run_config={"loggers": {"console": {}}},  # not Dagster's own, which prints every event
+            run_config={
+                "loggers": {"console": {}},  # not Dagster's own, which prints every event
+                "ops": {"invoices": {"config": settings}} if settings else {},
+            },
         )
         if not result.success:
             raise RuntimeError(f"{job}: {_why(result)}")
 
-    def ingest(self) -> None:
+    def ingest(self, **settings: Any) -> None:
         """From landing to the flat table, with quarantine and all their checks."""
-        self.run(assets=FLAT)
+        self.run(assets=FLAT, **settings)
 
     def ingest_one(self, file: Path) -> float:
         """Land one file and ingest it; the seconds of the latter."""
