@@ -21,12 +21,17 @@ def main() -> None:
         )
     )
     jvm: Any = gateway.jvm
-    service = jvm.org.apache.spark.sql.connect.service
-    queries = getattr(getattr(service, "SparkConnectService$"), "MODULE$").streamingSessionManager()
+    forget_queries_soon(jvm)
+    jvm.org.apache.spark.sql.connect.service.SparkConnectServer.main(gateway.new_array(jvm.java.lang.String, 0))
+
+
+def forget_queries_soon(jvm: Any) -> None:
+    """Set how long this Java's Connect server keeps a query after its end."""
+    service = getattr(jvm.org.apache.spark.sql.connect.service, "SparkConnectService$")
+    queries = getattr(service, "MODULE$").streamingSessionManager()
     kept = queries.getClass().getDeclaredField("stoppedQueryInactivityTimeout")
     kept.setAccessible(True)
     kept.set(queries, jvm.scala.concurrent.duration.Duration.create(KEPT_SECONDS, "seconds"))
-    service.SparkConnectServer.main(gateway.new_array(jvm.java.lang.String, 0))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The index of keys agrees with counting rows, whatever is done to the table and to the index."""
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from random import Random
@@ -116,8 +117,13 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str) -> None:
 
 
 def test_another_table_in_the_same_place_is_noticed(tmp_path: Path) -> None:
-    put(tmp_path / "t", [("1", 1), ("1", 1)])
+    put(tmp_path / "t", [("1", 1)])
+    shutil.copytree(tmp_path / "t", tmp_path / "backup")
+    put(tmp_path / "t", [("1", 1)])
     assert look_up([tmp_path / "t"], ["1"]).keys == ["1"]
     (tmp_path / "t").rename(tmp_path / "old")
+    (tmp_path / "backup").rename(tmp_path / "t")
+    assert look_up([tmp_path / "t"], ["1"]).keys == [], "the same one, as it was before"
+    (tmp_path / "t").rename(tmp_path / "older")
     put(tmp_path / "t", [("1", 1)])
-    assert look_up([tmp_path / "t"], ["1"]).keys == []
+    assert look_up([tmp_path / "t"], ["1"]).keys == [], "one of its own"

@@ -18,6 +18,7 @@ from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.server import require_free_port
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import WarmServer, extra_settings, open_session, spark_settings
+from invoice_platform.warm_spark import KEPT_SECONDS, forget_queries_soon
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -145,3 +146,14 @@ def test_a_port_in_use_names_the_option(listener: int) -> None:
 def test_a_root_that_is_a_url_is_refused() -> None:
     with pytest.raises(PlatformError, match="only a local folder works so far"):
         Layout.at("s3a://bucket/root")
+
+
+def test_the_connect_server_forgets_a_query_a_minute_after_its_end_not_an_hour(spark: SparkSession) -> None:
+    """As the warm Spark does before it serves, in the Java of the tests: Spark's own field, by its name."""
+    jvm = cast("Any", spark)._jvm
+    service = getattr(jvm.org.apache.spark.sql.connect.service, "SparkConnectService$")
+    queries = getattr(service, "MODULE$").streamingSessionManager()
+    kept = queries.getClass().getDeclaredField("stoppedQueryInactivityTimeout")
+    kept.setAccessible(True)
+    forget_queries_soon(jvm)
+    assert kept.get(queries).toSeconds() == KEPT_SECONDS == 60

@@ -125,7 +125,7 @@ class KeyIndex:
 
     def _follow(self, table: DeltaTable) -> list[np.ndarray]:
         state = read_state(self._state)
-        if state["table"] != str(table.metadata().id):
+        if state["table"] != str(table.metadata().id) or state["version"] > table.version():
             raise ValueError("of another table")
         files = [self._open(name) for name in state["files"]]
         if state["version"] == table.version():
