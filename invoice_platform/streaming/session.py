@@ -65,6 +65,12 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
             )
         ),
         "spark.ui.enabled": "false",
+        # What the UI would show is kept without one, too: by default the plans of 1,000 queries as texts, a run has dozens.
+        "spark.sql.ui.retainedExecutions": "50",
+        "spark.sql.ui.explainMode": "simple",
+        "spark.ui.retainedJobs": "50",
+        "spark.ui.retainedStages": "50",
+        "spark.ui.retainedTasks": "1000",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.warehouse.dir": str(layout.lakehouse),
         # A Delta log of a few hundred files needs one task, not 50, to be read.
