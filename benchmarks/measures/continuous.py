@@ -68,7 +68,7 @@ MEASURE = Measure(
     run=run,
     about=(
         "A warm Spark and `invoice-platform run stream_invoices` with `trigger: 1 second` as processes: all streams "
-        "that files feed, the sums of sales and rewards, too, side by side. One 500-invoice file at a time, at "
-        "every distance from the second."
+        "that files feed, side by side; quarantine, the sums of sales and rewards once a minute, as by default. One "
+        "500-invoice file at a time, at every distance from the second."
     ),
 )
