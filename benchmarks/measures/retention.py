@@ -32,7 +32,7 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("retention")
     # Delta tidies its log when it writes a checkpoint, at every tenth commit.
-    runs, ticks = bench.size(11, 1), bench.size(1_000, 20)
+    runs, ticks = bench.size(33, 1), bench.size(1_000, 20)  # more than the commits between checkpoints of a Delta log
     files = iter(make(work / "files", files=2 * runs, invoices=bench.size(500, 10)).files)
     with bench.platform(work / "root") as platform:
         layout, history = platform.layout, platform.history
