@@ -31,8 +31,8 @@ _SENSOR = InstigatorType.SENSOR
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("retention")
-    # Delta tidies its log when it writes a checkpoint, at every tenth commit.
-    runs, ticks = bench.size(33, 1), bench.size(1_000, 20)  # more than the commits between checkpoints of a Delta log
+    # A log is tidied up to a checkpoint, which every 30th commit writes.
+    runs, ticks = bench.size(33, 1), bench.size(1_000, 20)
     files = iter(make(work / "files", files=2 * runs, invoices=bench.size(500, 10)).files)
     with bench.platform(work / "root") as platform:
         layout, history = platform.layout, platform.history
