@@ -148,7 +148,9 @@ UNKNOWN_FIELDS = """
 
 def look_for_repeats(spark: OpenSession, layout: Layout, rows: NewRows) -> None:
     """Add to `rows` which of their invoice numbers came more than once among all that ever came; after `look_at_new_rows`."""
-    indexes = [KeyIndex(layout.key_index(name), layout.table(name), "InvoiceNumber", "content_hash") for name in BRONZE]
+    indexes = [
+        KeyIndex(layout.key_indexes / name, layout.table(name), "InvoiceNumber", "content_hash") for name in BRONZE
+    ]
     parts = rows.records // NUMBERS_AT_ONCE + 1
     for part in range(parts):
         numbers = spark().sql(

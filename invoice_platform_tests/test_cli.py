@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from invoice_platform.assets.factory import STREAMS
 from invoice_platform.cli import main
 from invoice_platform_tests.conftest import Platform, invoice
 
@@ -111,6 +112,7 @@ def test_status_says_what_waits_what_stays_and_what_is_there(
     )
     assert (stream["segment"], stream["last_batch"], stream["offsets"]) == (1, 0, [{"logOffset": 0}])
     assert facts["streams"]["invoice_line_items"]["offsets"][0]["reservoirVersion"] == 2
+    assert set(facts["streams"]) <= set(STREAMS)
     assert facts["tables"]["invoices"]["rows"] == 2
     assert facts["tables"]["invoice_line_items"]["version"] == 1
 

@@ -118,9 +118,10 @@ class Layout:
         """Up to when the checks have looked at rows."""
         return self.checkpoints / "checked.json"
 
-    def key_index(self, table: str) -> Path:
-        """The index of a table's keys; it can be deleted at any time."""
-        return self.checkpoints / "key_index" / table
+    @property
+    def key_indexes(self) -> Path:
+        """Indexes of tables' keys, a folder a table; they can be deleted at any time."""
+        return self.root / "key_index"
 
     @property
     def dagster_home(self) -> Path:

@@ -33,14 +33,15 @@ class Made:
 
 
 def made(layout: Layout) -> list[Made]:
-    """What a reset would remove, a line for each table, archive, checkpoint and export."""
+    """What a reset would remove, a line for each table, archive, checkpoint, export and index."""
     found: list[Made] = []
     for name in tables_on_disk(layout):
         table = facts(layout.table(name))
         found.append(_folder(layout, layout.table(name), table.rows if table else None))
     for archive in _folders(layout.root / "accepted"):
         found.append(_folder(layout, archive, Ledger(archive).totals()["records"]))
-    found += [_folder(layout, folder) for folder in (*_folders(layout.checkpoints), *_folders(layout.exports))]
+    for parent in (layout.checkpoints, layout.exports, layout.key_indexes):
+        found += [_folder(layout, folder) for folder in _folders(parent)]
     return [one for one in found if one.files]
 
 

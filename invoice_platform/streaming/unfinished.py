@@ -153,6 +153,7 @@ def forget(layout: Layout, note: Mapping[str, Any]) -> None:
                 _rename_away(path, trash / "checkpoints" / folder.name)
     _rename_away(layout.root / "accepted", trash)
     _rename_away(layout.exports, trash)
+    _rename_away(layout.key_indexes, trash)
     layout.reset_note.unlink()
 
 
