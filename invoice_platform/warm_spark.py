@@ -5,7 +5,6 @@ By default it keeps each stopped query for an hour, with its session and plans: 
 """
 
 import os
-import sys
 from typing import Any
 
 from py4j.java_gateway import GatewayParameters, JavaGateway
@@ -35,4 +34,4 @@ def forget_queries_soon(jvm: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -68,24 +68,18 @@ class Found:
     highest: np.ndarray
 
 
+@dataclass(frozen=True)
 class KeyIndex:
-    """The index of one table, in a folder of its own.
+    """The index of one table."""
 
-    Parameters
-    ----------
-    folder : path
-        Where it is kept.
-    table : path
-        The Delta table's folder; rows are only ever added to it, or all replaced.
-    key, content : str
-        Columns: a text, and a 64-bit hash of what the row holds (null where that is not known).
-    """
-
-    def __init__(self, folder: Path, table: Path, key: str, content: str) -> None:
-        self.folder = folder
-        self.table = table
-        self.key = key
-        self.content = content
+    folder: Path
+    """Where it is kept; nothing else is."""
+    table: Path
+    """The Delta table's folder; rows are only ever added to it, or all replaced."""
+    key: str
+    """Column: a text."""
+    content: str
+    """Column: a 64-bit hash of what the row holds, null where that is not known."""
 
     def look_up(self, wanted: np.ndarray) -> Found:
         """Follow the table, then look for hashes of keys (sorted, each once)."""
@@ -212,5 +206,4 @@ def _hashes(keys: np.ndarray) -> np.ndarray:
     """64-bit hashes of texts, the same in every process and version."""
     import pandas as pd
 
-    util: Any = vars(pd)["util"]  # whose names its type stubs do not have
-    return util.hash_array(keys, categorize=False)
+    return pd.util.hash_array(keys, categorize=False)  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs

@@ -89,7 +89,7 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         ),
         "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
         "spark.sql.streaming.metricsEnabled": "false",
-        # How often a query without an interval looks for new data. By default every 10 ms, which keeps a core busy with looking.
+        # How often a query without an interval looks for new data. By default every 10 ms; a look at a Delta table takes 8.
         "spark.sql.streaming.pollingDelay": "100",
         ROOT_SETTING: str(layout.root),
     }
