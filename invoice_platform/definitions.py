@@ -3,6 +3,7 @@
 import dagster as dg
 
 from invoice_platform.assets import bronze, gold, silver, word_count
+from invoice_platform.audit import gold_audit
 from invoice_platform.checks import CHECKS
 from invoice_platform.jobs import JOBS
 from invoice_platform.logs import console
@@ -14,7 +15,7 @@ lakehouse = Lakehouse()
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([bronze, silver, gold, word_count]),
-    asset_checks=CHECKS,
+    asset_checks=[*CHECKS, gold_audit],
     jobs=JOBS,
     schedules=SCHEDULES,
     sensors=SENSORS,

@@ -21,7 +21,7 @@ from invoice_platform.assets.factory import (
     until_cancelled,
 )
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
-from invoice_platform.checks import gold_audit
+from invoice_platform.audit import gold_audit
 from invoice_platform.errors import PlatformError, StreamLocked, writing
 from invoice_platform.history import RUN_DAYS, RUNS_OF_A_JOB, trim
 from invoice_platform.resources import Lakehouse, SparkResource
