@@ -435,7 +435,7 @@ def test_a_root_of_an_odd_name_works_cold_and_warm_and_no_secret_is_written_anyw
     places |= {f"what command {n} said": text.encode() for n, text in enumerate(told)}
     places |= {f"process {line}": line.encode() for line in seen}
     assert any("spark.log" in place for place in places)
-    assert any("SparkConnectServer" in place for place in places)
+    assert any("warm_spark.py" in place for place in places)
     for secret in secrets:
         assert len(secret) > 8
         assert [place for place, text in places.items() if secret.encode() in text] == []
