@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 
 from invoice_platform.assets.factory import told
-from invoice_platform.checks import BRONZE
 from invoice_platform.errors import PlatformError
+from invoice_platform.new_rows import BRONZE
 from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.tables import declare_existing

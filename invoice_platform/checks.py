@@ -6,7 +6,7 @@ running count that the whole table is held against). `audit.py` looks at everyth
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import dagster as dg
@@ -17,23 +17,17 @@ from invoice_platform.assets.factory import checkpoint_pool, told
 from invoice_platform.assets.gold import PRODUCT_SALES_STREAM, STORE_SALES_STREAM
 from invoice_platform.errors import PlatformError
 from invoice_platform.expectations import EXPECTATIONS, expectations, repeated_invoices
+from invoice_platform.new_rows import BRONZE, START_OF_TIME, NewRows, count_not_once, look_at_new_rows, look_for_repeats
 from invoice_platform.resources import Lakehouse, LandingZone, SparkResource
-from invoice_platform.streaming.key_index import KeyIndex, repeats
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.sources import DeltaTable
 from invoice_platform.streaming.state import read_state, write_state
-from invoice_platform.streaming.stream import OpenSession, Stream
-from invoice_platform.streaming.tables import TableFacts, by_path, declare_existing, facts, null_counts, sum_column
+from invoice_platform.streaming.stream import Stream
+from invoice_platform.streaming.tables import TableFacts, by_path, facts, null_counts, sum_column
 from invoice_platform.transforms import WINDOWS_OF_AN_ITEM
 
 KEY_COLUMNS = ("invoice_number", "created_time", "store_id", "line_number", "item_code")
-BRONZE = ("invoices", "kafka_invoices")
-NAMED = 20
-"""Invoice numbers that a warning names, at most."""
-NUMBERS_AT_ONCE = 4_000_000
-"""Invoice numbers that are looked up in one go, which this process has in memory."""
-START_OF_TIME = "1970-01-01 00:00:00"
 NO_ROWS = TableFacts(version=-1, rows=0, files=0, bytes=0)
 
 RECONCILED = "landed_is_accepted_plus_quarantined"
@@ -54,122 +48,15 @@ class CheckConfig(dg.Config):
     )
 
 
-@dataclass
-class NewRows:
-    """What the rows admitted since the last passed check say."""
-
-    records: int = 0
-    quarantined: int = 0
-    line_items: int = 0
-    """What the valid ones should have become."""
-    not_met: dict[str, int] = field(default_factory=dict)
-    """Records that do not meet an expectation, by its name; accepted or quarantined, as its action is."""
-    not_met_by: dict[str, list[str]] = field(default_factory=dict)
-    """Some of their invoice numbers, of those that were accepted."""
-    unknown_fields: dict[str, int] = field(default_factory=dict)
-    """Records with fields that nobody declared, by field."""
-    resent: int = 0
-    resent_numbers: list[str] = field(default_factory=list)
-    not_once: int = 0
-    """Invoice numbers whose line items are not those of one record, where repeated ones are dropped."""
-    conflicts: int = 0
-    """Of the invoice numbers sent again, those that came with other content."""
-    conflicting_numbers: list[str] = field(default_factory=list)
-    through: dict[str, str] = field(default_factory=dict)
-    """For each bronze table the time at which the newest of them came (UTC)."""
-
-
-def look_at_new_rows(spark: OpenSession, layout: Layout, since: Mapping[str, str]) -> NewRows:
-    """Count what the checks need over the bronze rows that came after `since` (a UTC timestamp for each table).
-
-    Delta skips the files before `since` by their statistics.
-    """
-    session = spark()
-    there = declare_existing(session, layout)
-    known = [name for name in BRONZE if name in there]
-    columns = "InvoiceNumber, InvoiceLineItems, reason, warnings, rescued_data, ingested_at"
-    every = " UNION ALL ".join(
-        f"SELECT '{name}' AS bronze, {columns} FROM {name} WHERE ingested_at > TIMESTAMP '{since.get(name, START_OF_TIME)}'"
-        for name in known
-    )
-    session.sql(f"CREATE OR REPLACE TEMPORARY VIEW new_invoices AS {every}")
-    not_met = ", ".join(
-        f"count_if(array_contains(warnings, '{rule.name}') OR startswith(reason, 'rule {rule.name}: ')) AS `{rule.name}`"
-        for rule in EXPECTATIONS
-    )
-    counts = session.sql(
-        f"""SELECT bronze, count(*) AS records, count(reason) AS quarantined, count(rescued_data) AS rescued,
-             coalesce(sum(CASE WHEN reason IS NULL THEN size(InvoiceLineItems) END), 0) AS line_items,
-             CAST(max(ingested_at) AS STRING) AS through, {not_met}
-           FROM new_invoices GROUP BY bronze"""
-    ).collect()
-    rows = NewRows(
-        records=sum(row["records"] for row in counts),
-        quarantined=sum(row["quarantined"] for row in counts),
-        line_items=sum(row["line_items"] for row in counts),
-        not_met={rule.name: sum(row[rule.name] for row in counts) for rule in EXPECTATIONS},
-        through=dict(since) | {row["bronze"]: row["through"] for row in counts},
-    )
-    if warned := [rule for rule, count in rows.not_met.items() if count]:
-        named = " UNION ALL ".join(
-            f"(SELECT '{rule}', InvoiceNumber FROM new_invoices WHERE array_contains(warnings, '{rule}') LIMIT {NAMED})"
-            for rule in warned
-        )
-        rows.not_met_by = {rule: [] for rule in warned}
-        for rule, number in sorted(session.sql(named).collect()):
-            rows.not_met_by[rule].append(number)
-    if any(row["rescued"] for row in counts):
-        rows.unknown_fields = dict(session.sql(UNKNOWN_FIELDS).collect())
-    if repeated_invoices() == "drop" and "invoice_line_items" in there:
-        rows.not_once = session.sql(NOT_ONCE).collect()[0][0]
-    return rows
-
-
-NOT_ONCE = """
-  SELECT count(*) FROM (SELECT DISTINCT InvoiceNumber FROM new_invoices WHERE reason IS NULL)
-  LEFT JOIN (
-    SELECT invoice_number, count(*) AS items, count(DISTINCT line_number) AS places, count(DISTINCT source_file) AS records
-    FROM invoice_line_items GROUP BY invoice_number) ON invoice_number = InvoiceNumber
-  WHERE items IS NULL OR items <> places OR records > 1"""
-UNKNOWN_FIELDS = """
-  SELECT name, count(*) FROM (
-    SELECT explode(array_distinct(concat(
-      filter(json_object_keys(rescued_data), key -> key NOT IN ('DeliveryAddress', 'InvoiceLineItems')),
-      transform(coalesce(json_object_keys(get_json_object(rescued_data, '$.DeliveryAddress')), array()),
-        key -> concat('DeliveryAddress.', key)),
-      flatten(transform(
-        coalesce(from_json(rescued_data, 'InvoiceLineItems array<string>').InvoiceLineItems, array()),
-        item -> transform(json_object_keys(item), key -> concat('InvoiceLineItems.', key)))))) ) AS name
-    FROM new_invoices WHERE rescued_data IS NOT NULL)
-  GROUP BY name ORDER BY name"""
-"""Fields that nobody declared, by name, and how many of the new records have each."""
-
-
-def look_for_repeats(spark: OpenSession, layout: Layout, rows: NewRows) -> None:
-    """Add to `rows` which of their invoice numbers came more than once among all that ever came; after `look_at_new_rows`."""
-    indexes = [
-        KeyIndex(layout.key_indexes / name, layout.table(name), "InvoiceNumber", "content_hash") for name in BRONZE
-    ]
-    parts = rows.records // NUMBERS_AT_ONCE + 1
-    for part in range(parts):
-        numbers = spark().sql(
-            f"""SELECT InvoiceNumber FROM new_invoices
-                WHERE reason IS NULL AND pmod(hash(InvoiceNumber), {parts}) = {part}"""
-        )
-        found = repeats(indexes, numbers.toArrow().column(0))
-        rows.resent += len(found.keys)
-        rows.resent_numbers = sorted([*rows.resent_numbers, *found.keys])[:NAMED]
-        rows.conflicts += len(found.conflicting)
-        rows.conflicting_numbers = sorted([*rows.conflicting_numbers, *found.conflicting])[:NAMED]
-
-
 def _look(spark: SparkResource, layout: Layout, since: Mapping[str, str], *, for_repeats: bool = True) -> NewRows:
     try:
-        with spark_errors("the checks could not read the tables", layout):
-            rows = look_at_new_rows(spark.session, layout, since)
-            if for_repeats:
-                look_for_repeats(spark.session, layout, rows)
-            return rows
+        rows = look_at_new_rows(layout, since)
+        if for_repeats:
+            look_for_repeats(layout, rows, since)
+        if repeated_invoices() == "drop":
+            with spark_errors("the checks could not read the tables", layout):
+                rows.not_once = count_not_once(spark.session(), layout, since)
+        return rows
     except PlatformError as error:
         raise told(error) from error
 

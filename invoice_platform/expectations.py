@@ -71,7 +71,7 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     ),
     Expectation(
         "quantities_are_not_negative",
-        "forall(InvoiceLineItems, item -> item.ItemQty >= 0)",
+        "coalesce(array_min(InvoiceLineItems.ItemQty), 0) >= 0",  # Spark interprets `forall`; this it compiles
         "a line item of a negative quantity",
         "quarantine",
     ),

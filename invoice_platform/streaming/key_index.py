@@ -50,7 +50,7 @@ def repeats(indexes: Sequence[KeyIndex], keys: pa.ChunkedArray) -> Repeats:
     import numpy as np
 
     names = keys.unique().to_numpy(zero_copy_only=False)
-    wanted, first = np.unique(_hashes(names), return_index=True)
+    wanted, first = np.unique(hashes(names), return_index=True)
     found = [index.look_up(wanted) for index in indexes]
     counts = sum(f.counts for f in found)
     conflict = np.min([f.lowest for f in found], axis=0) < np.max([f.highest for f in found], axis=0)
@@ -187,7 +187,7 @@ class KeyIndex:
             for batch in parquet.iter_batches(READ_ROWS, columns=columns):
                 rows = batch.filter(batch.column(self.key).is_valid())
                 entries = np.full((2, rows.num_rows), NO_CONTENT, np.uint64)
-                entries[0] = _hashes(rows.column(self.key).to_numpy(zero_copy_only=False))
+                entries[0] = hashes(rows.column(self.key).to_numpy(zero_copy_only=False))
                 if content:
                     entries[1] = rows.column(self.content).fill_null(NO_CONTENT).to_numpy().view(np.uint64)
                 yield entries
@@ -202,7 +202,7 @@ class KeyIndex:
         return self.folder / "index.json"
 
 
-def _hashes(keys: np.ndarray) -> np.ndarray:
+def hashes(keys: np.ndarray) -> np.ndarray:
     """64-bit hashes of texts, the same in every process and version."""
     import pandas as pd
 

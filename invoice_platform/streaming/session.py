@@ -82,6 +82,8 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
         # Default 4 MiB: 10,000 small files become 313 tasks and 313 output files.
         "spark.sql.files.openCostInBytes": str(64 * 1024),
+        # Default 128 MiB: 270 MB on two cores become three tasks, and one core waits for the third.
+        "spark.sql.files.maxPartitionBytes": str(256 * 1024 * 1024),
         "spark.sql.streaming.stopTimeout": "10s",
         # State on disk: by default it is all in memory, about 400 bytes for every invoice number that ever came.
         "spark.sql.streaming.stateStore.providerClass": (

@@ -186,7 +186,7 @@ class LandedFiles(Source):
             read = _parsed(read, self.columns, self.options)
         return read.select(
             "*",
-            F.regexp_extract("_metadata.file_path", "[^/]+/[^/]+$", 0).alias("source_file"),
+            F.substring_index("_metadata.file_path", "/", -2).alias("source_file"),
             # Set at admission and kept by the archive, so that a rebuild gives the same time again.
             F.col("_metadata.file_modification_time").alias("ingested_at"),
         )
