@@ -22,6 +22,11 @@ class Corpus:
     faulty: int
 
     @property
+    def folder(self) -> Path:
+        """Where the files are, with no others."""
+        return self.files[0].parent
+
+    @property
     def bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
 

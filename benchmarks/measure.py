@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.data import Corpus, make
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -153,6 +156,11 @@ class Bench:
     def size(self, full: int, small: int) -> int:
         """A size, or a number of rounds, as this call is."""
         return small if self.small else full
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """400,000 invoices (270 MB) in 32 files; when small, 400 in 4. Made once for all measures."""
+        return make(self.work / "corpus", files=self.size(32, 4), invoices=self.size(12_500, 100))
 
     def folder(self, name: str) -> Path:
         """A new folder of that name."""

@@ -18,7 +18,7 @@ from invoice_platform.streaming.lock import run_is_dead
 from invoice_platform.streaming.tables import facts, latest_version
 
 LIMIT_SECONDS = 400.0
-FILES_A_ROUND = 3
+FILES_A_ROUND = 2
 GOLDEN = 0.618
 """Steps of this part of an interval fall evenly over it: a file lands at every distance from the sensor's next look."""
 
@@ -121,7 +121,7 @@ MEASURE = Measure(
         "`invoice-platform up` as a process of its own, and the stock way's `dagster dev` with its sensor every 30 "
         "s beside it; while one has a file, the other has nothing to do but its ticks. A file appears in landing in "
         "one step, at every distance from the next tick; its rows are there when a commit of the table's Delta log "
-        "has them. Each round is three files for the platform, one after the other, and one for the stock way."
+        "has them. Each round is two files for the platform, one after the other, and one for the stock way."
     ),
     own_processes=True,
 )

@@ -23,7 +23,7 @@ def run(bench: Bench) -> Outcome:
     work = bench.folder("memory")
     rounds, each = bench.size(5, 2), bench.size(RUNS_A_ROUND, 1)
     small = make(work / "small", files=rounds * each, invoices=bench.size(50, 10), seed=50)
-    large = make(work / "large", files=bench.size(8, 2), invoices=bench.size(25_000, 100))
+    large = bench.corpus
     copies = max(round(bench.backlog_gb * 1e9 / large.bytes), 1)
     with bench.platform(work / "root") as platform:
         scratch, gc_log = platform.scratch, platform.gc_log

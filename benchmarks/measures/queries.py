@@ -10,7 +10,7 @@ import duckdb
 from deltalake import write_deltalake
 
 from benchmarks.contestants import duckdb_delta
-from benchmarks.data import live_files, make
+from benchmarks.data import live_files
 from benchmarks.measure import Bench, Goal, Measure, Outcome
 from benchmarks.timing import alternate, seconds
 from invoice_platform.streaming.tables import add_actions, by_path, open_delta
@@ -124,8 +124,7 @@ def _as_text(value: Any) -> str:
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("queries")
-    make(work / "files", files=4, invoices=bench.size(100_000, 100))
-    duckdb_delta.load(work / "files", work / "model")
+    duckdb_delta.load(bench.corpus.folder, work / "model")
     model = live_files(work / "model")
     sizes = {"1 M rows": 1, "100 M rows": bench.size(97, 3)}
     skipped: dict[str, dict[str, str]] = {}

@@ -31,19 +31,19 @@ _SENSOR = InstigatorType.SENSOR
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("retention")
-    # A log is tidied up to a checkpoint, which every 30th commit writes.
-    runs, ticks = bench.size(33, 1), bench.size(1_000, 20)
-    files = iter(make(work / "files", files=2 * runs, invoices=bench.size(500, 10)).files)
+    # Delta's logs are cut up to a checkpoint, which every 30th commit writes; Spark's keep 30 micro-batches.
+    runs, more, ticks = bench.size(15, 1), bench.size(35, 1), bench.size(1_000, 20)
+    files = iter(make(work / "files", files=runs + more, invoices=bench.size(500, 10)).files)
     with bench.platform(work / "root") as platform:
         layout, history = platform.layout, platform.history
 
-        def some_runs() -> None:
-            for _ in range(runs):
+        def run_often(times: int) -> None:
+            for _ in range(times):
                 platform.put([next(files)])
                 platform.run(assets=FLAT)
 
         before = sizes(layout)
-        some_runs()
+        run_often(runs)
         after = sizes(layout)
         ticks_before = after["Dagster"]
         make_ticks(history, ticks, time.time() - AGED_DAYS * DAY_SECONDS)
@@ -55,27 +55,24 @@ def run(bench: Bench) -> Outcome:
 
         make_older(layout)
         old = {name: count(layout, history) for name, count in AGED.items()}
+        run_often(more)
         platform.run("maintain_tables")
         platform.run("trim_history")
         purge_ticks(history)
-        some_runs()
-        platform.run("trim_history")  # whatever their age, the newest ten runs of a job stay
         for name, count in AGED.items():
             left = count(layout, history) / old[name] if old[name] else 0.0
             outcome.add(f"{name} left after {AGED_DAYS} days", "%", 100 * left)
         outcome.facts = {
-            "runs": 2 * runs,
+            "runs": runs + more,
             "ticks": ticks * len(SENSORS),
             "aged": dict(old),
             "files": len(list(layout.root.rglob("*"))),
         }
     outcome.notes += [
         f"{runs} runs and {ticks * len(SENSORS):,} ticks were made and taken for a week's {RUNS_A_WEEK:,} and {TICKS_A_WEEK:,}.",
-        f"Then all files and Dagster's records were made {AGED_DAYS} days older, `maintain_tables` and `trim_history` ran, "
-        f"ticks were purged as Dagster's daemon does it by the root's dagster.yaml, {runs} more runs went by, and `trim_history` "
-        "ran again, because it keeps the newest ten runs of a job whatever their age. What is then "
-        "left of the old is a matter of retention, and a part of it is in use: the open segment's checkpoint, for "
-        "one.",
+        f"Then all files and Dagster's records were made {AGED_DAYS} days older, {more} more runs went by, `maintain_tables` and "
+        "`trim_history` ran, and ticks were purged as Dagster's daemon does it by the root's dagster.yaml. What is then left "
+        "of the old is a matter of retention, and a part of it is in use: the open segment's checkpoint, for one.",
     ]
     return outcome
 

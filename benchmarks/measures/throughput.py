@@ -27,11 +27,15 @@ def prepare_root(platform: Platform, first: Path, small: bool) -> None:
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("throughput")
-    files, invoices = bench.size(32, 4), bench.size(12_500, 100)
-    corpus = make(work / "files", files=files, invoices=invoices)
+    corpus = bench.corpus
     (first,) = make(work / "first", files=1, invoices=10, seed=90).files
     tables = {name: work / name for name in ("engine", "duckdb", "polars")}
-    outcome.facts = {"files": files, "invoices": corpus.records, "bytes": corpus.bytes, "line_items": corpus.line_items}
+    outcome.facts = {
+        "files": len(corpus.files),
+        "invoices": corpus.records,
+        "bytes": corpus.bytes,
+        "line_items": corpus.line_items,
+    }
 
     with bench.platform(work / "root") as platform:
         turn = 0
@@ -45,7 +49,7 @@ def run(bench: Bench) -> Outcome:
 
         def turn_of(name: str, load: Callable[[Path, Path], None]) -> float:
             shutil.rmtree(tables[name], ignore_errors=True)
-            return seconds(lambda: load(work / "files", tables[name]))
+            return seconds(lambda: load(corpus.folder, tables[name]))
 
         contestants = {
             "platform": platform_turn,

@@ -85,6 +85,8 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         # Default 128 MiB: 270 MB on two cores become three tasks, and one core waits for the third.
         "spark.sql.files.maxPartitionBytes": str(256 * 1024 * 1024),
         "spark.sql.streaming.stopTimeout": "10s",
+        # Default 100: of each stream so many micro-batches stay in its checkpoint. Spark itself needs two.
+        "spark.sql.streaming.minBatchesToRetain": "30",
         # State on disk: by default it is all in memory, about 400 bytes for every invoice number that ever came.
         "spark.sql.streaming.stateStore.providerClass": (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
