@@ -150,6 +150,8 @@ class Bench:
     """A folder that is thrown away; each measure makes its own in it."""
     backlog_gb: float
     """Size of the large backlog, in GB (10⁹ bytes)."""
+    memory_runs: int
+    """Runs after which the idle Spark's memory is looked at; half of them come before a first look."""
     platform: Callable[[Path], AbstractContextManager[Platform]]
     """A platform with a warm Spark and nothing in it: a new one at this root; when small, one that all measures share."""
 

@@ -10,6 +10,8 @@ from typing import Any
 from py4j.java_gateway import GatewayParameters, JavaGateway
 
 KEPT_SECONDS = 60
+LOOK_SECONDS = 10
+"""How often the server looks for what it need not keep. By default each minute."""
 
 
 def main() -> None:
@@ -25,12 +27,14 @@ def main() -> None:
 
 
 def forget_queries_soon(jvm: Any) -> None:
-    """Set how long this Java's Connect server keeps a query after its end."""
+    """Set how long this Java's Connect server keeps a query after its end, and how often it looks."""
     service = getattr(jvm.org.apache.spark.sql.connect.service, "SparkConnectService$")
     queries = getattr(service, "MODULE$").streamingSessionManager()
-    kept = queries.getClass().getDeclaredField("stoppedQueryInactivityTimeout")
-    kept.setAccessible(True)
-    kept.set(queries, jvm.scala.concurrent.duration.Duration.create(KEPT_SECONDS, "seconds"))
+    times = {"stoppedQueryInactivityTimeout": KEPT_SECONDS, "sessionPollingPeriod": LOOK_SECONDS}
+    for name, seconds in times.items():
+        field = queries.getClass().getDeclaredField(name)
+        field.setAccessible(True)
+        field.set(queries, jvm.scala.concurrent.duration.Duration.create(seconds, "seconds"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.server import require_free_port
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import WarmServer, extra_settings, open_session, spark_settings
-from invoice_platform.warm_spark import KEPT_SECONDS, forget_queries_soon
+from invoice_platform.warm_spark import KEPT_SECONDS, LOOK_SECONDS, forget_queries_soon
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -153,7 +153,9 @@ def test_the_connect_server_forgets_a_query_a_minute_after_its_end_not_an_hour(s
     jvm = cast("Any", spark)._jvm
     service = getattr(jvm.org.apache.spark.sql.connect.service, "SparkConnectService$")
     queries = getattr(service, "MODULE$").streamingSessionManager()
-    kept = queries.getClass().getDeclaredField("stoppedQueryInactivityTimeout")
-    kept.setAccessible(True)
     forget_queries_soon(jvm)
-    assert kept.get(queries).toSeconds() == KEPT_SECONDS == 60
+    for name, seconds in {"stoppedQueryInactivityTimeout": KEPT_SECONDS, "sessionPollingPeriod": LOOK_SECONDS}.items():
+        field = queries.getClass().getDeclaredField(name)
+        field.setAccessible(True)
+        assert field.get(queries).toSeconds() == seconds
+    assert KEPT_SECONDS == 60
