@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,6 +97,7 @@ def warm_server(
     require_free_port(port, "--spark-port")
     layout.logs.mkdir(parents=True, exist_ok=True)
     layout.server_file.unlink(missing_ok=True)  # of a server that died
+    shutil.rmtree(layout.known_tables, ignore_errors=True)
     token = secrets.token_urlsafe(32)
     log = layout.logs / "spark-connect.log"
     with _without(token, log) as output:
@@ -151,6 +153,8 @@ def _command(layout: Layout, port: int, write_classes_to: Path | None) -> list[s
         "spark.connect.grpc.binding.port": str(port),
         # A client whose machine is gone polls no more: what it left ends after that. By default an hour.
         "spark.connect.session.manager.defaultSessionTimeout": SESSION_TIMEOUT,
+        # A client's calls are remembered, should one come twice. By default for half an hour; a continuous run makes 15 a second.
+        "spark.connect.session.inactiveOperations.cacheExpiration": "5m",
         "spark.sql.catalogImplementation": "hive",
         "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:{layout.metastore / 'db'};create=true",
     }

@@ -16,7 +16,7 @@ def run(bench: Bench) -> Outcome:
     invoices, few = bench.size(10_000, 60), bench.size(10, 2)
     many = make_split(work / "many", files=invoices, invoices=invoices)
     corpora = {MANY: many, AT_ONCE: many, FEW: make_split(work / "few", files=few, invoices=invoices)}
-    (first,) = make(work / "first", files=1, invoices=10, seed=90).files
+    first = make(work / "first", files=2, invoices=10, seed=90).files
     outcome.facts = {"invoices": invoices, "many": invoices, "few": few, "content": {}}
     with bench.platform(work / "root") as platform:
         turn = 0

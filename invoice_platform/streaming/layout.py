@@ -132,6 +132,11 @@ class Layout:
         """The warm server's Hive metastore (embedded Derby)."""
         return self.root / "metastore"
 
+    @property
+    def known_tables(self) -> Path:
+        """An empty file for each table that the warm server's catalog was told of since it started."""
+        return self.metastore / "known"
+
     def run_lock(self, run_id: str) -> Path:
         """Held by a run as long as its process lives."""
         return self.root / "runs" / f"{run_id}.lock"

@@ -93,6 +93,8 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         ),
         "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
         "spark.sql.streaming.metricsEnabled": "false",
+        # Default 250 MB: each query leaves a list of its segment's files there, which no other query can use.
+        "spark.sql.hive.filesourcePartitionFileCacheSize": "0",
         # How often a query without an interval looks for new data. By default every 10 ms; a look at a Delta table takes 8.
         "spark.sql.streaming.pollingDelay": "100",
         ROOT_SETTING: str(layout.root),
@@ -191,6 +193,11 @@ class RemoteSession:
     def facts(self) -> dict[str, str]:
         """To be written down; holds no secret."""
         return asdict(self)
+
+    def in_warm_server(self, layout: Layout) -> bool:
+        """Whether its server is the warm one of this root."""
+        server = WarmServer.of(layout)
+        return server is not None and server.url == f"sc://{self.address}"
 
     @property
     def gone(self) -> bool:
