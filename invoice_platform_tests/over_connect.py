@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pyspark.sql import SparkSession
 from pyspark.sql.datasource import DataSource, SimpleDataSourceStreamReader
 
 from invoice_platform.broker import free_port
@@ -85,6 +86,11 @@ class Three(DataSource):
         return Reader()
 
 
+def tables(session: SparkSession) -> list[str]:
+    """Names that the catalog knows."""
+    return sorted(table.name for table in session.catalog.listTables() if not table.isTemporary)
+
+
 def main(layout: Layout, settings: dict[str, Any]) -> dict[str, Any]:
     def summed(rows: Any) -> Any:
         from pyspark.sql import functions as F
@@ -94,6 +100,8 @@ def main(layout: Layout, settings: dict[str, Any]) -> dict[str, Any]:
     def run(stream: Stream) -> None:
         run_stream(stream, lambda: session, layout, RunSettings(), run="test")
 
+    layout.known_tables.mkdir(parents=True)
+    (layout.known_tables / "three").touch()  # as an earlier warm Spark left it
     with warm_server(layout, free_port()):
         os.environ.update(settings["environment"])
         session, _ = open_session(layout)
@@ -121,8 +129,14 @@ def main(layout: Layout, settings: dict[str, Any]) -> dict[str, Any]:
             said = ""
         except PlatformError as error:
             said = str(error)
+        told = tables(session)
+        session.sql("DROP TABLE three")
+        three.declare(session, layout)
         try:
             return {
+                "told": told,
+                "noted": sorted(p.name for p in layout.known_tables.iterdir()),
+                "told_once": tables(session),
                 "copied": sorted(
                     row["id"] for row in session.read.format("delta").load(str(layout.table("copied"))).collect()
                 ),

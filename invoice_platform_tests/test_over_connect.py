@@ -50,6 +50,9 @@ def test_every_kind_of_sink_works_over_the_warm_spark_with_the_connections_of_th
     )
     assert shown["sums"] == [["n0", 0], ["n1", 1], ["n2", 7]]
     assert shown["each"] == three
+    # Its catalog is told of a table once: each time costs it memory for ever.
+    assert shown["told"] == shown["noted"] == ["copied", "sums", "three"]
+    assert shown["told_once"] == ["copied", "sums"]
     assert shown["said"].startswith("stream 'refused' failed: the till is closed: open it (full account")
     assert [record.key for record in kafka.read(topic)] == [b"n0", b"n1", b"n2"]
     assert sorted(postgres.rows("over_connect", "SELECT id, value FROM numbers")) == [("n0", 0), ("n1", 1), ("n2", 2)]
