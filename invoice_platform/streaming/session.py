@@ -345,10 +345,13 @@ def spark_errors(doing: str, layout: Layout) -> Iterator[None]:
 
 
 def _quieten_pyspark() -> None:
-    """Keep PySpark from printing each error as a line of JSON beside raising it."""
+    """Keep PySpark from printing each error as a line of JSON beside raising it, or what came too late for a session."""
     from pyspark.logger import PySparkLogger
 
-    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+    names = ["SQLQueryContextLogger", "DataFrameQueryContextLogger"]
+    if "SPARK_CONNECT_LOG_LEVEL" not in os.environ:  # Spark Connect's own way to ask for its log
+        names.append("pyspark.sql.connect.logging")
+    for name in names:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
 
 
