@@ -31,8 +31,8 @@ _SENSOR = InstigatorType.SENSOR
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("retention")
-    # Delta's logs are cut up to the last checkpoint but one, and every 30th commit writes one; Spark's keep 30 micro-batches.
-    runs, more, ticks = bench.size(15, 1), bench.size(50, 1), bench.size(1_000, 20)
+    # Delta's logs are cut up to an old checkpoint, which every 30th commit writes; Spark's keep 30 micro-batches.
+    runs, more, ticks = bench.size(33, 1), bench.size(33, 1), bench.size(1_000, 20)
     files = iter(make(work / "files", files=runs + more, invoices=bench.size(500, 10)).files)
     with bench.platform(work / "root") as platform:
         layout, history = platform.layout, platform.history
