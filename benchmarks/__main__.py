@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"no such measure: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
+    if options.memory_runs is not None and options.memory_runs < 2:
+        parser.error(f"--memory-runs {options.memory_runs}: give 2 or more, half of them for each look")
     chosen = options.names or list(NAMES)
     if options.list:
         for name in chosen:

@@ -174,6 +174,7 @@ def test_dagsters_own_command_fills_the_tables_with_an_embedded_spark(root: Root
 
 
 def test_tables_made_before_are_known_by_name_to_every_client_of_the_warm_spark(root: Root, up: Up) -> None:  # noqa: ARG001
+    assert (root.path / "metastore" / "known" / "invoices").exists(), "no run has to tell it again"
     assert root.sql("SELECT count(*) FROM invoices") == ["40"]
     assert "invoice_line_items" in "".join(root.sql("SHOW TABLES"))
 

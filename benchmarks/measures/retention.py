@@ -32,18 +32,18 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("retention")
     # Delta's logs are cut up to an old checkpoint, which every 30th commit writes; Spark's keep 30 micro-batches.
-    runs, more, ticks = bench.size(33, 1), bench.size(33, 1), bench.size(1_000, 20)
-    files = iter(make(work / "files", files=runs + more, invoices=bench.size(500, 10)).files)
+    runs, ticks = bench.size(33, 1), bench.size(1_000, 20)
+    files = iter(make(work / "files", files=2 * runs, invoices=bench.size(500, 10)).files)
     with bench.platform(work / "root") as platform:
         layout, history = platform.layout, platform.history
 
-        def run_often(times: int) -> None:
-            for _ in range(times):
+        def some_runs() -> None:
+            for _ in range(runs):
                 platform.put([next(files)])
                 platform.run(assets=FLAT)
 
         before = sizes(layout)
-        run_often(runs)
+        some_runs()
         after = sizes(layout)
         ticks_before = after["Dagster"]
         make_ticks(history, ticks, time.time() - AGED_DAYS * DAY_SECONDS)
@@ -55,7 +55,7 @@ def run(bench: Bench) -> Outcome:
 
         make_older(layout)
         old = {name: count(layout, history) for name, count in AGED.items()}
-        run_often(more)
+        some_runs()
         platform.run("maintain_tables")
         platform.run("trim_history")
         purge_ticks(history)
@@ -63,14 +63,14 @@ def run(bench: Bench) -> Outcome:
             left = count(layout, history) / old[name] if old[name] else 0.0
             outcome.add(f"{name} left after {AGED_DAYS} days", "%", 100 * left)
         outcome.facts = {
-            "runs": runs + more,
+            "runs": 2 * runs,
             "ticks": ticks * len(SENSORS),
             "aged": dict(old),
             "files": len(list(layout.root.rglob("*"))),
         }
     outcome.notes += [
         f"{runs} runs and {ticks * len(SENSORS):,} ticks were made and taken for a week's {RUNS_A_WEEK:,} and {TICKS_A_WEEK:,}.",
-        f"Then all files and Dagster's records were made {AGED_DAYS} days older, {more} more runs went by, `maintain_tables` and "
+        f"Then all files and Dagster's records were made {AGED_DAYS} days older, {runs} more runs went by, `maintain_tables` and "
         "`trim_history` ran, and ticks were purged as Dagster's daemon does it by the root's dagster.yaml. What is then left "
         "of the old is a matter of retention, and a part of it is in use: the open segment's checkpoint, for one.",
     ]

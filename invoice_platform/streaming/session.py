@@ -198,10 +198,10 @@ class RemoteSession:
         """To be written down; holds no secret."""
         return asdict(self)
 
-    def in_warm_server(self, layout: Layout) -> bool:
-        """Whether its server is the warm one of this root."""
+    def warm_server(self, layout: Layout) -> WarmServer | None:
+        """Its server, where that is the warm one of this root; None for any other."""
         server = WarmServer.of(layout)
-        return server is not None and server.url == f"sc://{self.address}"
+        return server if server is not None and server.url == f"sc://{self.address}" else None
 
     @property
     def gone(self) -> bool:
@@ -219,7 +219,7 @@ class RemoteSession:
         host, _, port = self.address.rpartition(":")
         if not _answers(host, int(port)):
             return False
-        if (server := WarmServer.of(layout)) is not None and server.url == f"sc://{self.address}":
+        if (server := self.warm_server(layout)) is not None:
             os.environ[TOKEN_VARIABLE] = server.token
         from pyspark.sql.connect.client import SparkConnectClient
 

@@ -90,7 +90,9 @@ class Table:
             columns = ", ".join(_described(c) for c in self.columns)
             declared = f"USING delta COMMENT {_quoted(self.comment)} TBLPROPERTIES ({self._properties()})"
             spark.sql(f"CREATE TABLE IF NOT EXISTS {by_path(path)} ({columns}) {declared}")
-        _make_known(spark, layout, self.name)
+        told = _told(spark, layout)
+        if told is None or not (told / self.name).exists():
+            _tell(spark, layout, self.name, told)
         for change in changes or ():
             spark.sql(f"ALTER TABLE {by_path(path)} {change}")
 
@@ -155,20 +157,27 @@ class TableFacts:
     bytes: int
 
 
-def _make_known(spark: SparkSession, layout: Layout, name: str) -> None:
-    """Make a table known by name in this session's catalog; in that of the root's warm Spark once, as long as it is up.
+def _told(spark: SparkSession, layout: Layout) -> Path | None:
+    """Where it is noted which tables the catalog was told of, for the root's warm Spark; None for another session.
 
-    Each call that asks Hive takes 0.03 s, and leaves 10 kB in that Spark for ever (DataNucleus keeps what a thread opened).
+    That one is told once, as long as it is up: each call that asks Hive takes 0.03 s, and leaves 2 to 3 kB in it for ever
+    (DataNucleus keeps what a thread opened).
     """
     session = RemoteSession.of(spark)
-    told = layout.known_tables / name if session is not None and session.in_warm_server(layout) else None
-    if told is not None and told.exists():
-        return
+    return layout.known_tables if session is not None and session.warm_server(layout) is not None else None
+
+
+def _tell(spark: SparkSession, layout: Layout, name: str, told: Path | None) -> None:
+    """Make a table known by name in this session's catalog, and note it in `told`, if there is such a place."""
     # Without columns: a comment that differs from what the table was made with would be refused.
     spark.sql(f"CREATE TABLE IF NOT EXISTS `{name}` USING delta LOCATION {_quoted(str(layout.table(name)))}")
+    _note(name, told)
+
+
+def _note(name: str, told: Path | None) -> None:
     if told is not None:
-        told.parent.mkdir(parents=True, exist_ok=True)
-        told.touch()
+        told.mkdir(parents=True, exist_ok=True)
+        (told / name).touch()
 
 
 def _described(column: Column) -> str:
@@ -234,18 +243,21 @@ def declare_existing(spark: SparkSession, layout: Layout, *, moved: bool = False
     """
     finish_interrupted(layout)
     known = {table.name for table in spark.catalog.listTables()}
-    names = tables_on_disk(layout)
+    names, told = tables_on_disk(layout), _told(spark, layout)
     for name in names:
-        location = layout.table(name)
+        if name in known and not (moved and _is_elsewhere(spark, layout, name)):
+            _note(name, told)
+            continue
         if name in known:
-            if not moved:
-                continue
-            details = spark.sql(f"DESCRIBE EXTENDED `{name}`").where("col_name = 'Location'").collect()
-            if details and details[0]["data_type"].removeprefix("file:").rstrip("/") == str(location):
-                continue
             spark.sql(f"DROP TABLE `{name}`")  # external: only the catalog's entry goes
-        spark.sql(f"CREATE TABLE IF NOT EXISTS `{name}` USING delta LOCATION {_quoted(str(location))}")
+        _tell(spark, layout, name, told)
     return names
+
+
+def _is_elsewhere(spark: SparkSession, layout: Layout, name: str) -> bool:
+    """Whether the catalog knows a table from another place than the root's."""
+    details = spark.sql(f"DESCRIBE EXTENDED `{name}`").where("col_name = 'Location'").collect()
+    return not details or details[0]["data_type"].removeprefix("file:").rstrip("/") != str(layout.table(name))
 
 
 def open_delta(path: Path, version: int | None = None) -> DeltaTable | None:
