@@ -205,7 +205,8 @@ def _rebuild(
     context: dg.OpExecutionContext, streams: Sequence[Stream], spark: SparkResource, lakehouse: Lakehouse
 ) -> None:
     try:
-        summaries = rebuild(streams, spark.session, lakehouse.layout, run=f"run {context.run.run_id}")
+        with until_cancelled(context):
+            summaries = rebuild(streams, spark.session, lakehouse.layout, run=f"run {context.run.run_id}")
     except PlatformError as error:
         raise told(error) from error
     by_name = {stream.name: stream for stream in streams}

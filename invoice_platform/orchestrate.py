@@ -138,6 +138,8 @@ def _why(result: ExecuteInProcessResult) -> str:
             if data.user_failure_data is not None and data.user_failure_data.description:
                 return data.user_failure_data.description
             error = data.error.cause if data.error is not None and data.error.cause is not None else data.error
+            if error is not None and error.cls_name == "RunCancelled":
+                return "it was told to end; its next run goes on from there"
             if error is not None:
                 return error.message.strip().splitlines()[0]
     return "see its log in the Dagster UI (`make up`)"

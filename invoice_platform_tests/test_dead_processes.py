@@ -122,6 +122,10 @@ def test_a_continuous_run_over_the_warm_spark_ends_when_it_is_told_to(root: Root
         root.land(1000)
         print(f"SIGTERM, warm: {ended_in(run, signal.SIGTERM, END_SECONDS):.1f} s")
         assert run.process.returncode not in (0, -signal.SIGTERM)
+        assert (
+            run.last_line
+            == "invoice-platform: stream_invoices failed: it was told to end; its next run goes on from there"
+        )
         assert "Traceback" not in run.said
     with stream_lock(root.layout, "invoices", "the test"):
         pass  # free
@@ -165,6 +169,7 @@ def test_a_run_with_its_own_spark_ends_and_leaves_nothing_whether_it_is_told_to_
             assert "Traceback" not in run.said
             assert rows(root.layout, "invoices") < 200, "in the middle"
             assert ("taken over from run" in run.said) is (number == signal.SIGTERM)
+            assert ("told to end; its next run goes on" in run.said) is (number == signal.SIGTERM)
     with stream_lock(root.layout, "invoices", "the test"):
         pass  # free
     assert "taken over" not in root.ingest()

@@ -8,12 +8,13 @@ import threading
 import time
 import weakref
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 import duckdb
 import pytest
 from deltalake import DeltaTable
+from pyspark.sql import SparkSession
 
 from invoice_platform.assets.factory import until_cancelled
 from invoice_platform.errors import PlatformError
@@ -378,6 +379,30 @@ def test_a_cancelled_continuous_run_stops_its_queries_and_the_next_run_goes_on(p
     platform.land("2.json", invoice("2"))
     platform.run("ingest_invoices")
     assert (platform.count("invoices"), platform.count("invoice_line_items")) == (2, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_call_of_spark_was_interrupted_each_call_gets_its_own_answer(
+    spark: SparkSession, number: signal.Signals
+) -> None:
+    java = cast("Any", spark)._jvm.java.lang
+    answers: list[str] = []
+
+    @dg.op
+    def interrupted(context) -> None:  # Dagster does not understand an annotation that this module postpones
+        with until_cancelled(context):
+            timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+            timer.start()
+            try:
+                java.Thread.sleep(5_000)
+            finally:
+                # While the interrupt is handled, as queries are stopped.
+                answers.extend(java.String.valueOf(n) for n in range(3))
+
+    result = dg.GraphDefinition(name="one", node_defs=[interrupted]).to_job().execute_in_process(raise_on_error=False)
+    assert not result.success
+    assert answers == ["0", "1", "2"]
+    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -82,6 +82,13 @@ def log_batch(log: Any) -> Any:
     return write
 
 
+class RunCancelled(dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+    """Dagster's interrupt, and Python's: at that one only py4j leaves the answer it waited for to nobody.
+
+    With Dagster's alone, the next call to an embedded Spark would take that answer for its own, and so on with each.
+    """
+
+
 @contextmanager
 def until_cancelled(context: Any) -> Iterator[Callable[[], bool]]:
     """A block with a `told_to_stop` that ends a run that is cancelled or told to end, should its interrupt be lost.
@@ -94,17 +101,17 @@ def until_cancelled(context: Any) -> Iterator[Callable[[], bool]]:
 
     def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         came.append(number)
-        raise dg.DagsterExecutionInterruptedError  # as Dagster's own does
+        raise RunCancelled  # Dagster's own handler raises the first of its two kinds
 
     def look() -> bool:
         nonlocal looked
         if came:
-            raise dg.DagsterExecutionInterruptedError
+            raise RunCancelled
         if time.monotonic() - looked >= LOOK_SECONDS:
             looked = time.monotonic()
             run = context.instance.get_run_by_id(context.run.run_id)
             if run is not None and run.status == dg.DagsterRunStatus.CANCELING:
-                raise dg.DagsterExecutionInterruptedError
+                raise RunCancelled
         return False
 
     handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

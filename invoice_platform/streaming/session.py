@@ -357,6 +357,12 @@ def _quieten_pyspark() -> None:
         names.append("pyspark.sql.connect.logging")
     for name in names:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_is_no_ctrl_c)
+
+
+def _is_no_ctrl_c(record: logging.LogRecord) -> bool:
+    # With its stack, for whoever pressed Ctrl-C to read; py4j raises it all the same.
+    return record.msg != "KeyboardInterrupt while sending command."
 
 
 def _existing() -> SparkSession | None:
