@@ -23,13 +23,23 @@ def main() -> None:
     )
     jvm: Any = gateway.jvm
     forget_queries_soon(jvm)
-    jvm.org.apache.spark.sql.connect.service.SparkConnectServer.main(gateway.new_array(jvm.java.lang.String, 0))
+    # `SparkConnectServer.main` would turn on what `spark.sql.artifact.isolation.enabled` says of our own sessions.
+    session = jvm.org.apache.spark.sql.classic.SparkSession.builder().getOrCreate()
+    service = _service(jvm)
+    service.start(session.sparkContext())
+    try:
+        service.server().awaitTermination()
+    finally:
+        session.stop()
+
+
+def _service(jvm: Any) -> Any:
+    return getattr(getattr(jvm.org.apache.spark.sql.connect.service, "SparkConnectService$"), "MODULE$")
 
 
 def forget_queries_soon(jvm: Any) -> None:
     """Set how long this Java's Connect server keeps a query after its end, and how often it looks."""
-    service = getattr(jvm.org.apache.spark.sql.connect.service, "SparkConnectService$")
-    queries = getattr(service, "MODULE$").streamingSessionManager()
+    queries = _service(jvm).streamingSessionManager()
     times = {"stoppedQueryInactivityTimeout": KEPT_SECONDS, "sessionPollingPeriod": LOOK_SECONDS}
     for name, seconds in times.items():
         field = queries.getClass().getDeclaredField(name)

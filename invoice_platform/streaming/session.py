@@ -84,6 +84,11 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         "spark.sql.files.openCostInBytes": str(64 * 1024),
         # Default 128 MiB: 270 MB on two cores become three tasks, and one core waits for the third.
         "spark.sql.files.maxPartitionBytes": str(256 * 1024 * 1024),
+        # By default each session, and each of its queries, has a class loader of its own for classes that it might add. What Spark
+        # generates and compiles for one is then of no use to the next: 100 classes a run, each new to Java's compiler.
+        "spark.sql.artifact.isolation.enabled": "false",
+        # Default 100: all jobs together have about 260 of them.
+        "spark.sql.codegen.cache.maxEntries": "1000",
         "spark.sql.streaming.stopTimeout": "10s",
         # Default 100: of each stream so many micro-batches stay in its checkpoint. Spark itself needs two.
         "spark.sql.streaming.minBatchesToRetain": "30",
