@@ -177,6 +177,8 @@ def test_tables_made_before_are_known_by_name_to_every_client_of_the_warm_spark(
     assert (root.path / "metastore" / "known" / "invoices").exists(), "no run has to tell it again"
     assert root.sql("SELECT count(*) FROM invoices") == ["40"]
     assert "invoice_line_items" in "".join(root.sql("SHOW TABLES"))
+    isolated = "spark.sql.artifact.isolation.enabled"
+    assert root.sql(f"SET {isolated}") == [f"{isolated},false"], "what is compiled for one session serves the next"
 
 
 def test_a_landed_file_is_in_the_tables_without_anyone_touching_anything(root: Root, up: Up) -> None:
