@@ -1,7 +1,8 @@
-"""What `spark-submit` runs in the warm Spark: its Connect server, which forgets a query soon after its end.
+"""What `spark-submit` runs in the warm Spark: its Connect server, for which `SparkConnectServer.main` would not do.
 
-By default it keeps each stopped query for an hour, with its session and plans: 3 to 4 MB, for which there is no setting
-(`SparkConnectStreamingQueryCache`). A run asks what became of its query within seconds.
+That one keeps each stopped query for an hour, with its session and plans: 3 to 4 MB, for which there is no setting
+(`SparkConnectStreamingQueryCache`). A run asks what became of its query within seconds. And it gives each session a class
+loader of its own, whatever the configuration says (`spark.sql.artifact.isolation.enabled`): see `session.spark_settings`.
 """
 
 import os
@@ -23,14 +24,10 @@ def main() -> None:
     )
     jvm: Any = gateway.jvm
     forget_queries_soon(jvm)
-    # `SparkConnectServer.main` would turn on what `spark.sql.artifact.isolation.enabled` says of our own sessions.
     session = jvm.org.apache.spark.sql.classic.SparkSession.builder().getOrCreate()
     service = _service(jvm)
     service.start(session.sparkContext())
-    try:
-        service.server().awaitTermination()
-    finally:
-        session.stop()
+    service.server().awaitTermination()
 
 
 def _service(jvm: Any) -> Any:

@@ -79,10 +79,12 @@ def test_after_a_crash_the_next_run_loses_nothing_and_repeats_nothing(
     assert not any(layout.landing("invoices").iterdir())
 
 
-def test_a_table_whose_making_was_cut_off_is_made_again_and_no_server_stumbles_over_it(platform: Platform) -> None:
-    log = platform.layout.table("invoices") / "_delta_log"
-    log.mkdir(parents=True)
-    (log / ".00000000000000000000.json.5a1c.tmp").write_text("{")
+@pytest.mark.parametrize("left", ["_delta_log", "_delta_log/_staged_commits"])
+def test_a_table_whose_making_was_cut_off_is_made_again_and_no_server_stumbles_over_it(
+    platform: Platform, left: str
+) -> None:
+    (platform.layout.table("invoices") / left).mkdir(parents=True)
+    (platform.layout.table("invoices") / "_delta_log" / ".00000000000000000000.json.5a1c.tmp").write_text("{")
     assert tables_on_disk(platform.layout) == []
     assert declare_existing(platform.spark, platform.layout, moved=True) == []
     platform.land("1.json", invoice("1"))

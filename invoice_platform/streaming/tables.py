@@ -207,13 +207,13 @@ def _delta_folders(layout: Layout) -> list[str]:
 def _clear_unmade(path: Path) -> None:
     """Remove what a crash left of a table before its first commit: Spark makes no table in a folder that is not empty.
 
-    That is an empty log, or one with hidden, partial files. Where another process is just making the table, its commit is
-    waited for.
+    That is a log of nothing but empty folders (Delta's `_staged_commits`) and hidden, partial files. Where another process is
+    just making the table, its commit is waited for.
     """
 
     def unmade() -> bool:
         log = path / "_delta_log"
-        return log.is_dir() and [p.name for p in path.iterdir()] == [log.name] and not any(_shown(log))
+        return log.is_dir() and [p.name for p in path.iterdir()] == [log.name] and not any(_shown_files(log))
 
     for _ in range(int(MAKING_SECONDS / 0.1)):
         if not unmade():
@@ -223,8 +223,8 @@ def _clear_unmade(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _shown(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.iterdir() if not p.name.startswith("."))
+def _shown_files(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if not p.name.startswith(".") and not p.is_dir())
 
 
 def by_path(path: Path) -> str:
