@@ -132,13 +132,15 @@ def run_job(layout: Layout, name: str, config: Mapping[str, Any] | None = None) 
 
 
 def _why(result: ExecuteInProcessResult) -> str:
+    from invoice_platform.assets.factory import RunCancelled
+
     for event in result.all_events:
         if event.event_type_value == "STEP_FAILURE":
             data = event.step_failure_data
             if data.user_failure_data is not None and data.user_failure_data.description:
                 return data.user_failure_data.description
             error = data.error.cause if data.error is not None and data.error.cause is not None else data.error
-            if error is not None and error.cls_name == "RunCancelled":
+            if error is not None and error.cls_name == RunCancelled.__name__:
                 return "it was told to end; its next run goes on from there"
             if error is not None:
                 return error.message.strip().splitlines()[0]
