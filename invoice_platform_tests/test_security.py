@@ -152,8 +152,9 @@ def test_a_file_that_came_meanwhile_is_not_replaced_by_one_put_back(
     landed.write_text("one")
     real = os.rename
 
-    def attacked(path: Path, target: Path) -> None:
+    def attacked(place: str, target: str) -> None:
         monkeypatch.setattr(os, "rename", real)
+        path = Path(place)
         path.unlink()
         path.symlink_to(outside)
         real(path, target)
@@ -173,7 +174,7 @@ def test_a_link_that_a_crash_left_in_the_archive_is_taken_out(folder: LandingFol
     segment = folder.ledger.open_segment(None)
     half_done = AcceptedFile("k" * 32, f"{'k' * 32}-a.json", "a.json", segment, 1, 1, 1)
     folder.ledger.begin([half_done])
-    path = folder.ledger.path_of(half_done)
+    path = Path(folder.ledger.path_of(segment, half_done.name))
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)
     folder.admit()

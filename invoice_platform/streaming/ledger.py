@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -82,11 +83,15 @@ def _make(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
     """Whether a file was moved here; a link that a crash kept from being put back is none, and Spark must not follow it."""
-    if path.is_symlink():
-        path.unlink()
-    return path.is_file()
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(mode):
+        os.unlink(path)
+    return stat.S_ISREG(mode)
 
 
 class Ledger:
@@ -152,8 +157,9 @@ class Ledger:
                     ),
                 )
 
-    def path_of(self, file: AcceptedFile) -> Path:
-        return self.folder / segment_name(file.segment) / file.name
+    def path_of(self, segment: int, name: str) -> str:
+        """Where an accepted file lies."""
+        return f"{self.folder}/{segment_name(segment)}/{name}"
 
     def recover(self) -> int:
         """Finish or forget the moves that a crash left half done; how many there were.
@@ -167,7 +173,7 @@ class Ledger:
         with self._read() as connection:
             moving = connection.execute("SELECT id, segment, name FROM files WHERE state = 'moving'").fetchall()
         if moving:
-            there = {row[0]: _is_file(self.folder / segment_name(row[1]) / row[2]) for row in moving}
+            there = {file_id: _is_file(self.path_of(segment, name)) for file_id, segment, name in moving}
             with self._write() as connection:
                 for file_id, moved in there.items():
                     if moved:
