@@ -40,7 +40,7 @@ from invoice_platform.streaming.retention import (
 )
 from invoice_platform.streaming.session import spark_errors
 from invoice_platform.streaming.stream import REPORT_SECONDS, RunSummary, Stream, run_streams
-from invoice_platform.streaming.tables import declare_existing, facts
+from invoice_platform.streaming.tables import declare_existing, facts, tables_on_disk
 from invoice_platform.streaming.trigger import UNSPECIFIED, Trigger
 
 ONE_PROCESS = dg.in_process_executor
@@ -254,18 +254,13 @@ class MaintainConfig(dg.Config):
         description="Data files that no version of a table younger than this needs are deleted (VACUUM), and checkpoints that are "
         "left for good; 168 (a week) is Delta's least.",
     )
-    log_retain_hours: int = Field(
-        default=LOG_RETAIN_HOURS,
-        description="Versions of a table older than this cannot be read any more: their commits are deleted, up to a checkpoint "
-        "of the log and up to what a stream still needs.",
-    )
 
 
 @dg.op
 def maintain_all_tables(
     context: dg.OpExecutionContext, config: MaintainConfig, spark: SparkResource, lakehouse: Lakehouse
 ) -> None:
-    """Joins small files (OPTIMIZE), deletes files (VACUUM), commits and checkpoints that nobody needs, stream by stream."""
+    """Joins small files (OPTIMIZE), deletes data files (VACUUM) and checkpoints that nobody needs, stream by stream."""
     layout = lakehouse.layout
     until = time.monotonic() + WAIT_SECONDS
     run = f"run {context.run.run_id}"
@@ -275,8 +270,6 @@ def maintain_all_tables(
                 f"retain_hours={config.retain_hours}: a stream or a reader may still need files that young; "
                 f"give {RETAIN_HOURS} or more"
             )
-        if config.log_retain_hours < 1:
-            raise PlatformError(f"log_retain_hours={config.log_retain_hours}: give a number of hours from 1 up")
         session = spark.session()
         tables = declare_existing(session, layout)
         # A table has the name of its stream; a run that overwrites the table would collide.
@@ -290,10 +283,6 @@ def maintain_all_tables(
                         context.log.info(f"{name}: {gone} checkpoints deleted that were left for good")
             except StreamLocked as error:
                 context.log.warning(f"{name} is left for the next time: {error}")
-            # Beside a run, too: a continuous one holds its streams for weeks.
-            needed = needed_from(name, STREAMS.values(), layout)
-            if name in tables and (gone := trim_log(layout.table(name), needed, config.log_retain_hours)):
-                context.log.info(f"{name}: {gone} files of its log deleted")
     except PlatformError as error:
         raise told(error) from error
 
@@ -316,31 +305,43 @@ def _maintain(context: dg.OpExecutionContext, name: str, retain_hours: int, sess
 
 @dg.job(
     executor_def=ONE_PROCESS,
-    description="Joins small files and deletes what nobody needs any more: data files, commits, checkpoints.",
+    description="Joins small files and deletes what nobody needs any more: data files and checkpoints.",
 )
 def maintain_tables() -> None:
     maintain_all_tables()
 
 
 class HistoryConfig(dg.Config):
-    """How much of what was run is remembered."""
+    """How much of what was run and written is remembered."""
 
     run_days: int = Field(default=RUN_DAYS, description="Runs older than this are deleted, with all that they logged.")
     runs_of_a_job: int = Field(default=RUNS_OF_A_JOB, description="Of each job the newest so many are kept, at most.")
+    log_retain_hours: int = Field(
+        default=LOG_RETAIN_HOURS,
+        description="Versions of a table older than this cannot be read any more: their commits are deleted, up to a checkpoint "
+        "of the log and up to what a stream still needs.",
+    )
 
 
 @dg.op
 def trim_all_history(context: dg.OpExecutionContext, config: HistoryConfig, lakehouse: Lakehouse) -> None:
-    """Deletes Dagster's old runs and their logs, and begins large logs of the platform anew; asks no Spark."""
+    """Deletes old runs and their logs and old commits of tables, begins large logs of the platform anew; asks no Spark."""
+    layout = lakehouse.layout
     try:
-        if min(config.run_days, config.runs_of_a_job) < 1:
+        if min(config.run_days, config.runs_of_a_job, config.log_retain_hours) < 1:
             raise PlatformError(
-                f"run_days={config.run_days}, runs_of_a_job={config.runs_of_a_job}: give numbers from 1 up"
+                f"run_days={config.run_days}, runs_of_a_job={config.runs_of_a_job}, log_retain_hours={config.log_retain_hours}: "
+                "give numbers from 1 up"
             )
-        with writing(lakehouse.layout.root):
+        with writing(layout.root):
+            # Beside a run, too: a continuous one holds its streams for weeks.
+            for name in tables_on_disk(layout):
+                needed = needed_from(name, STREAMS.values(), layout)
+                if gone := trim_log(layout.table(name), needed, config.log_retain_hours):
+                    context.log.info(f"{name}: {gone} files of its log deleted")
             done = trim(
                 context.instance,
-                lakehouse.layout,
+                layout,
                 run_days=config.run_days,
                 runs_of_a_job=config.runs_of_a_job,
                 say=context.log.warning,
@@ -355,7 +356,7 @@ def trim_all_history(context: dg.OpExecutionContext, config: HistoryConfig, lake
 
 @dg.job(
     executor_def=ONE_PROCESS,
-    description="Deletes Dagster's old runs and their logs, and begins large logs of the platform anew.",
+    description="Deletes Dagster's old runs and their logs and old commits of tables, and begins large logs of the platform anew.",
 )
 def trim_history() -> None:
     trim_all_history()

@@ -22,23 +22,34 @@ def hourly_ingest(context: dg.ScheduleEvaluationContext, lakehouse: Lakehouse) -
     return dg.RunRequest()
 
 
-def nightly(name: str, job: Any, cron_schedule: str, description: str) -> dg.ScheduleDefinition:
-    """A schedule that runs a job at one time (UTC) of each night, on by default."""
+def by_the_clock(name: str, job: Any, cron_schedule: str, description: str) -> dg.ScheduleDefinition:
+    """A schedule that runs a job at given times (UTC), on by default."""
     return dg.ScheduleDefinition(
         name=name,
         job=job,
         cron_schedule=cron_schedule,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"{description}, once a night.",
+        description=description,
     )
 
 
 SCHEDULES = (
     hourly_ingest,
-    nightly("nightly_audit", audit_tables, "30 2 * * *", "Holds the tables people ask for against plain SQL"),
-    nightly("nightly_trim", trim_history, "0 3 * * *", "Deletes old runs and their logs"),
-    nightly(
-        "nightly_maintenance", maintain_tables, "30 3 * * *", "Joins small files and deletes what nobody needs any more"
+    by_the_clock(
+        "nightly_audit", audit_tables, "30 2 * * *", "Holds the tables people ask for against plain SQL, once a night."
+    ),
+    by_the_clock(
+        "nightly_maintenance",
+        maintain_tables,
+        "30 3 * * *",
+        "Joins small files and deletes what nobody needs any more, once a night.",
+    ),
+    # Each run lists the logs of its tables, so they are not left to grow for a day.
+    by_the_clock(
+        "hourly_trim",
+        trim_history,
+        "45 * * * *",
+        "Deletes old runs and their logs and old commits of tables, once an hour.",
     ),
 )

@@ -340,6 +340,19 @@ def test_a_log_is_cut_at_an_old_checkpoint_and_the_table_is_the_same(layout: Lay
     assert trim_log(path, 12) == 0
 
 
+def test_checksums_before_the_last_checkpoint_but_one_go_at_any_age(layout: Layout) -> None:
+    path = a_table(layout, "invoices", 12, checkpoints=(3, 6, 9), old=False)
+    log = path / "_delta_log"
+    for version in range(12):
+        (log / f"{version:020d}.crc").touch()
+        (log / f".{version:020d}.json.crc").touch()  # of a root that an older release made
+    assert trim_log(path, 0) == 12
+    assert commits(path) == [*range(12)]
+    assert sorted(int(file.stem) for file in log.glob("[0-9]*.crc")) == [*range(6, 12)]
+    assert len(list(log.glob(".*.json.crc"))) == 6
+    assert trim_log(path, 0) == 0
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "old", "needed", "why"),
     [

@@ -202,8 +202,8 @@ def test_sensors_and_schedule_are_on_and_tick_every_five_seconds() -> None:
     assert schedules == {
         "hourly_ingest": "0 * * * *",
         "nightly_audit": "30 2 * * *",
-        "nightly_trim": "0 3 * * *",
         "nightly_maintenance": "30 3 * * *",
+        "hourly_trim": "45 * * * *",
     }
     for schedule in defs.schedules or []:
         assert isinstance(schedule, dg.ScheduleDefinition)

@@ -65,7 +65,9 @@ def behind(
 def trim_log(path: Path, needed: int, hours: float = LOG_RETAIN_HOURS, *, now: float | None = None) -> int:
     """Delete the commits and checkpoints of a Delta log that come before a checkpoint of that age; how many files.
 
-    Delta itself does so when it writes a checkpoint, by days (`delta.logRetentionDuration`), and looks at no stream.
+    Delta itself does so when it writes a checkpoint, by days (`delta.logRetentionDuration`), and looks at no stream. The
+    checksums of all commits before the last checkpoint but one go at any age: who reads an old version can do without, and
+    whatever reads or writes the table lists every name.
 
     Parameters
     ----------
@@ -75,18 +77,18 @@ def trim_log(path: Path, needed: int, hours: float = LOG_RETAIN_HOURS, *, now: f
     log, before = path / "_delta_log", (time.time() if now is None else now) - hours * HOUR_SECONDS
     last = last_checkpoint(path)
     found = checkpoints_of(path)
-    # The last one stays with one before it, from which a repair reads when the last is damaged.
-    old = [
-        number
-        for number, file in found.items()
-        if number < last and number <= needed and file.stat().st_mtime < before and parquet_file(file) is None
-    ]
-    if not old or last not in found or parquet_file(found[last]) is not None:
+    if last not in found or parquet_file(found[last]) is not None:
         return 0
-    first = max(old)
+    # The last one stays with one before it, from which a repair reads when the last is damaged.
+    whole = [number for number, file in found.items() if number < last and parquet_file(file) is None]
+    first = max((n for n in whole if n <= needed and found[n].stat().st_mtime < before), default=0)
+    unsummed = max(whole, default=0)
     # Oldest first, so that an interruption leaves a log without holes.
     gone = sorted(
-        (int(m[1]), file) for file in log.iterdir() if (m := _OF_VERSION.match(file.name)) and int(m[1]) < first
+        (version, file)
+        for file in log.iterdir()
+        if (m := _OF_VERSION.match(file.name))
+        and ((version := int(m[1])) < first or (version < unsummed and file.suffix == ".crc"))
     )
     for _, file in gone:
         file.unlink(missing_ok=True)

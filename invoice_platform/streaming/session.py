@@ -96,6 +96,9 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         "spark.sql.streaming.checkpointFileManagerClass": (
             "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
         ),
+        # Delta's log is written by this class; the default puts a checksum beside each file, twice the names for whoever lists a
+        # log, twice the processes that set permissions. Data files and checkpoints keep theirs, and Delta has its own (`.crc`).
+        "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
         # State on disk: by default it is all in memory, about 400 bytes for every invoice number that ever came.
         "spark.sql.streaming.stateStore.providerClass": (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
