@@ -270,19 +270,20 @@ def maintain_all_tables(
                 f"retain_hours={config.retain_hours}: a stream or a reader may still need files that young; "
                 f"give {RETAIN_HOURS} or more"
             )
-        session = spark.session()
-        tables = declare_existing(session, layout)
-        # A table has the name of its stream; a run that overwrites the table would collide.
-        for name in dict.fromkeys([*tables, *STREAMS]):
-            try:
-                with stream_lock(layout, name, run, wait_seconds=max(until - time.monotonic(), 0)) as lock:
-                    lock.works_with(session)
-                    if name in tables:
-                        _maintain(context, name, config.retain_hours, session, layout)
-                    if name in STREAMS and (gone := trim_checkpoints(STREAMS[name], layout, config.retain_hours)):
-                        context.log.info(f"{name}: {gone} checkpoints deleted that were left for good")
-            except StreamLocked as error:
-                context.log.warning(f"{name} is left for the next time: {error}")
+        with until_cancelled(context):
+            session = spark.session()
+            tables = declare_existing(session, layout)
+            # A table has the name of its stream; a run that overwrites the table would collide.
+            for name in dict.fromkeys([*tables, *STREAMS]):
+                try:
+                    with stream_lock(layout, name, run, wait_seconds=max(until - time.monotonic(), 0)) as lock:
+                        lock.works_with(session)
+                        if name in tables:
+                            _maintain(context, name, config.retain_hours, session, layout)
+                        if name in STREAMS and (gone := trim_checkpoints(STREAMS[name], layout, config.retain_hours)):
+                            context.log.info(f"{name}: {gone} checkpoints deleted that were left for good")
+                except StreamLocked as error:
+                    context.log.warning(f"{name} is left for the next time: {error}")
     except PlatformError as error:
         raise told(error) from error
 
