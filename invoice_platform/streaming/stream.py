@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
 
 POLL_SECONDS = 0.1
-LONGEST_POLL_SECONDS = 0.5
+AWAIT_SECONDS = 1
 COLLECT_SECONDS = 1.0
 ADMIT_SECONDS = 0.2
 REPORT_SECONDS = 60.0
@@ -240,12 +240,9 @@ class _StreamRun:
             try:
                 with self._told_apart():
                     query = self._start(leg, Trigger())
-                began = time.monotonic()
                 while self.poll():
                     self._told_to_stop()  # raises in a run that is cancelled; one that is asked to end finishes this
-                    # Each look is a call that the warm Spark spends 10 to 20 ms on when it is busy.
-                    waited = time.monotonic() - began
-                    time.sleep(min(max(POLL_SECONDS, waited / 20), LONGEST_POLL_SECONDS))
+                    self._await(query)
                 with self._told_apart():
                     error = query.exception()
                 if error is not None:
@@ -292,6 +289,13 @@ class _StreamRun:
             if must_be_active and not active:
                 raise self._failed(query.exception() or RuntimeError("the query was stopped from outside"))
         return active
+
+    def _await(self, query: StreamingQuery) -> None:
+        """Wait for the end of the query, a while; what it failed with is asked for when it has ended."""
+        from pyspark.errors import StreamingQueryException
+
+        with self._told_apart(), suppress(StreamingQueryException):
+            query.awaitTermination(AWAIT_SECONDS)
 
     def _collect(self, query: StreamingQuery) -> None:
         """Take over the micro-batches that Spark has reported since the last call."""
