@@ -11,12 +11,14 @@ micro-batches the table has: half of the time of one that brings a file.
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from py4j.java_gateway import GatewayParameters, JavaGateway
 from py4j.protocol import Py4JError
 
+from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import ROOT_SETTING
 from invoice_platform.streaming.tables import commit_path, latest_version, tables_on_disk
@@ -43,7 +45,7 @@ def main() -> None:
     service = _service(jvm)
     service.start(session.sparkContext())
     layout = Layout.at(session.conf().get(ROOT_SETTING))
-    threading.Thread(target=make_states_soon, args=(jvm, session, layout), daemon=True).start()
+    threading.Thread(target=make_states_soon, args=(jvm, session, layout, threading.Event()), daemon=True).start()
     service.server().awaitTermination()
 
 
@@ -61,36 +63,32 @@ def forget_queries_soon(jvm: Any) -> None:
         field.set(queries, jvm.scala.concurrent.duration.Duration.create(seconds, "seconds"))
 
 
-def make_states_soon(jvm: Any, session: Any, layout: Layout) -> None:
-    """Make the state of each table's newest version as soon as it is committed, as long as this Java lives.
+def make_states_soon(jvm: Any, session: Any, layout: Layout, stop: threading.Event) -> None:
+    """Make the state of each table's newest version as soon as it is committed, until told to stop.
 
     Delta makes a version's state once, for all sessions, and whoever asks meanwhile waits for it.
     """
     known: dict[str, int] = {}
-    while True:
-        for name in tables_on_disk(layout):
-            path = layout.table(name)
-            if name not in known:
-                known[name] = latest_version(path)
-            elif commit_path(path, known[name] + 1).exists():
-                known[name] = latest_version(path)
-                _make_state(jvm, session, path, known[name])
-            elif known[name] >= 0 and not commit_path(path, known[name]).exists():
-                del known[name]  # made anew, or its log was repaired
-        time.sleep(COMMIT_LOOK_SECONDS)
+    while not stop.wait(COMMIT_LOOK_SECONDS):
+        # A table may be deleted, made anew or repaired meanwhile; one that is damaged is for whoever uses it to name.
+        with suppress(OSError, ValueError, PlatformError, Py4JError):
+            for path in map(layout.table, tables_on_disk(layout)):
+                before = known.get(path.name)
+                if before is None or not commit_path(path, before).exists():
+                    known[path.name] = latest_version(path)
+                elif commit_path(path, before + 1).exists():
+                    known[path.name] = latest_version(path)
+                    _make_state(jvm, session, path, known[path.name])
 
 
 def _make_state(jvm: Any, session: Any, path: Path, version: int) -> None:
     until = time.monotonic() + SEEN_SECONDS
-    try:
-        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session, str(path))
-        while (snapshot := log.unsafeVolatileSnapshot()).version() < version:
-            if time.monotonic() > until:
-                return
-            time.sleep(COMMIT_LOOK_SECONDS / 5)
-        snapshot.numOfFiles()  # of its state
-    except Py4JError:
-        return  # it was deleted meanwhile, or is damaged: whoever uses it says so
+    log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(session, str(path))
+    while (snapshot := log.unsafeVolatileSnapshot()).version() < version:
+        if time.monotonic() > until:
+            return
+        time.sleep(COMMIT_LOOK_SECONDS / 5)
+    snapshot.numOfFiles()  # of its state
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +20,7 @@ from invoice_platform.resources import Lakehouse, SparkResource
 from invoice_platform.server import require_free_port
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import WarmServer, extra_settings, open_session, spark_settings
-from invoice_platform.warm_spark import KEPT_SECONDS, LOOK_SECONDS, forget_queries_soon
+from invoice_platform.warm_spark import KEPT_SECONDS, LOOK_SECONDS, forget_queries_soon, make_states_soon
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -159,3 +161,33 @@ def test_the_connect_server_forgets_a_query_a_minute_after_its_end_not_an_hour(s
         field.setAccessible(True)
         assert field.get(queries).toSeconds() == seconds
     assert KEPT_SECONDS == 60
+
+
+def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(spark: SparkSession, layout: Layout) -> None:
+    session: Any = spark
+    jvm, java_session, stop = session._jvm, session._jsparkSession, threading.Event()
+    path = layout.table("numbers")
+
+    def state_made(version: int) -> bool:
+        snapshot = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(java_session, str(path)).unsafeVolatileSnapshot()
+        return snapshot.version() == version and snapshot._computedStateTriggered()
+
+    spark.range(3).write.format("delta").save(str(path))
+    looking = threading.Thread(target=make_states_soon, args=(jvm, java_session, layout, stop))
+    looking.start()
+    try:
+        time.sleep(0.5)
+        assert not state_made(0), "what was there before is nobody's next micro-batch yet"
+        for version in (1, 2):
+            spark.range(3).write.format("delta").mode("append").save(str(path))
+            until = time.monotonic() + 20
+            while not (made := state_made(version)) and time.monotonic() < until:
+                time.sleep(0.05)
+            assert made, version
+        shutil.rmtree(path)  # as `reset` does
+        spark.range(3).write.format("delta").save(str(path))
+        time.sleep(0.5)
+        assert looking.is_alive()
+    finally:
+        stop.set()
+        looking.join()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.1
 AWAIT_SECONDS = 1
 COLLECT_SECONDS = 1.0
-ADMIT_SECONDS = 0.2
+ADMIT_SECONDS = 0.1
 REPORT_SECONDS = 60.0
 
 
@@ -555,7 +555,7 @@ def _run_until_told(
                     for one in runs:
                         on_report(one.report())
                     report_at = now + report_seconds
-                time.sleep(POLL_SECONDS)
+                time.sleep(ADMIT_SECONDS / 2)
         except BaseException:  # cancelled, too: what was done since the last report is told
             for one in runs:
                 one.stop()
