@@ -9,23 +9,22 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from benchmarks.machine import machine_facts
-from benchmarks.measure import Bench, met_in_words
+from benchmarks.measure import Bench, Measure, met_in_words
 from benchmarks.measures import NAMES, measure
 from benchmarks.page import write_page
 from benchmarks.platform import SharedPlatform, warm_platform
 from benchmarks.plots import plot
-from benchmarks.results import Result, read, write
+from benchmarks.results import Result, held, read, write
 
 PROJECT = Path(__file__).resolve().parents[1]
 BACKLOG_GB = 1.0
 """5 is the goal's own size; all measures together may take 40 minutes on 2 cores."""
-MEMORY_RUNS = 40
-"""1,000 is the goal's own number: over an hour."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, help="where data is made, to be thrown away; a temporary folder")
     parser.add_argument("--backlog-gb", type=float, help=f"size of the backlog of `memory` in GB; {BACKLOG_GB:g}")
-    parser.add_argument("--memory-runs", type=int, help=f"runs of `memory`, from 2 up; {MEMORY_RUNS}")
+    parser.add_argument("--memory-runs", type=int, help="runs of `memory`, from 2 up, with a look after half of them")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"no such measure: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
@@ -64,11 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="benchmarks-work-", dir=options.work) as work:
         backlog = options.backlog_gb or (0.002 if options.small else BACKLOG_GB)
-        runs = options.memory_runs or (2 if options.small else MEMORY_RUNS)
+        sizes = {"--memory-runs": options.memory_runs, "--backlog-gb": options.backlog_gb}
+        asked = " ".join(f"{word} {size:g}" for word, size in sizes.items() if size)
         shared = SharedPlatform()
         try:
             platform = shared if options.small else warm_platform
-            failed = run(chosen, Bench(options.small, Path(work), backlog, runs, platform), output.resolve())
+            failed = run(
+                chosen,
+                Bench(options.small, Path(work), backlog, options.memory_runs, asked, platform),
+                output.resolve(),
+            )
         finally:
             shared.close()
     return 1 if failed else 0
@@ -79,29 +83,39 @@ def run(names: list[str], bench: Bench, output: Path) -> list[str]:
     machine = machine_facts()
     results = read(output)
     failed: list[str] = []
-    for found in sorted(map(measure, names), key=lambda m: not m.own_processes):
-        name = found.name
-        _say(f"{name}: {found.title}")
-        started = time.monotonic()
-        try:
-            # What the jobs print to stdout is not the benchmarks' own.
-            with contextlib.redirect_stdout(sys.stderr):
-                outcome = found.run(bench)
-        except Exception as error:
-            failed.append(name)
-            _say(f"{name} failed after {time.monotonic() - started:.0f} s: {type(error).__name__}: {error}")
-            continue
-        result = Result.of(found, outcome, time.monotonic() - started, bench.small, machine)
-        results[name] = result
-        plot(found, result, output / f"{name}.png")
-        write(output, results)
-        write_page(output, results)
-        for goal, figure in zip(found.goals, result.figures, strict=True):
-            _say(
-                f"  {name}, {goal.text}: {figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)}); {result.seconds:.0f} s"
-            )
+    measures = sorted(map(measure, names), key=lambda m: not m.own_processes)
+    # What the jobs print to stdout is not the benchmarks' own. Small, those with processes of their own go on beside the others.
+    with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(1) as beside:
+        apart = {
+            m.name: beside.submit(_measured, m, bench, machine) for m in measures if bench.small and m.own_processes
+        }
+        for found in sorted(measures, key=lambda m: m.name in apart):
+            result = apart[found.name].result() if found.name in apart else _measured(found, bench, machine)
+            if result is None:
+                failed.append(found.name)
+                continue
+            results[found.name] = result
+            plot(found, result, output / f"{found.name}.png")
+            write(output, results)
+            write_page(output, results)
+            for goal, figure in held(found, result):
+                if figure is not None:
+                    told = f"{figure.figure:.3g} {goal.unit} ({met_in_words(figure.met)})"
+                    _say(f"  {found.name}, {goal.text}: {told}; {result.seconds:.0f} s")
     print(output.with_suffix(".md"))
     return failed
+
+
+def _measured(found: Measure, bench: Bench, machine: dict[str, str]) -> Result | None:
+    """What a measure gave; None when it failed, which is said."""
+    _say(f"{found.name}: {found.title}")
+    started = time.monotonic()
+    try:
+        outcome = found.run(bench)
+    except Exception as error:
+        _say(f"{found.name} failed after {time.monotonic() - started:.0f} s: {type(error).__name__}: {error}")
+        return None
+    return Result.of(found, outcome, time.monotonic() - started, bench, machine)
 
 
 def _say(text: str) -> None:

@@ -150,8 +150,10 @@ class Bench:
     """A folder that is thrown away; each measure makes its own in it."""
     backlog_gb: float
     """Size of the large backlog, in GB (10⁹ bytes)."""
-    memory_runs: int
-    """Runs after which the idle Spark's memory is looked at; half of them come before a first look."""
+    memory_runs: int | None
+    """Runs after which the idle Spark's memory is looked at, half of them before a first look; None: one look after a few."""
+    sizes_asked: str
+    """Words of the command that set sizes of `memory`."""
     platform: Callable[[Path], AbstractContextManager[Platform]]
     """A platform with a warm Spark and nothing in it: a new one at this root; when small, one that all measures share."""
 

@@ -52,9 +52,9 @@ def _table(shown: list[tuple[Measure, Result]]) -> str:
     for found, result in shown:
         for number, (goal, figure) in enumerate(held(found, result)):
             title = f"[{found.title}](#{found.name})" if number == 0 else ""
-            command = f"`make bench ONLY={found.name}`" if number == 0 else ""
+            command = f"`{result.command}`" if number == 0 else ""
             date = f"{result.date}{' (small)' if result.small else ''}" if number == 0 else ""
-            shown_figure = ("to be run anew", "", "")
+            shown_figure = ("not measured", "", "")
             if figure is not None:
                 shown_figure = (_value(figure.figure, goal.unit), _range(goal, figure), met_in_words(figure.met))
             cells = (title, goal.text, *shown_figure, command, date)

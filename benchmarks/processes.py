@@ -19,13 +19,15 @@ from invoice_platform.streaming.layout import ROOT_VARIABLE
 
 PROJECT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
+INHERITED = dict(os.environ)
+"""Of this process as it began: while it is measured beside others, its environment changes."""
 START_SECONDS = 240.0
 COMMAND_SECONDS = 900.0
 
 
 def child_environment(**values: str) -> dict[str, str]:
     """The environment of a process of a contestant's: nothing of a person's own platform, and this project importable."""
-    kept = {name: value for name, value in os.environ.items() if name not in OWN}
+    kept = {name: value for name, value in INHERITED.items() if name not in OWN}
     return kept | {"PYTHONPATH": str(PROJECT)} | values
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Figure, Goal, Measure, Outcome, Series, figure
+from benchmarks.measure import Bench, Figure, Goal, Measure, Outcome, Series, figure
 
 FILE = "results.json"
 
@@ -23,31 +23,32 @@ class Result:
     seconds: float
     """How long the measure took in all."""
     small: bool
+    command: str
+    """By which it is run again."""
     machine: dict[str, str]
     series: dict[str, Series]
-    figures: list[Figure]
-    """In the order of the goals that the measure had then."""
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, measure: Measure, outcome: Outcome, spent: float, small: bool, machine: dict[str, str]) -> Result:
-        """Hold an outcome against the goals of its measure."""
+    def of(cls, measure: Measure, outcome: Outcome, spent: float, bench: Bench, machine: dict[str, str]) -> Result:
+        """What a measure gave, and how it was run."""
+        sized = bench.sizes_asked and measure.name == "memory"
         return cls(
             measure.name,
             datetime.now(timezone.utc).date().isoformat(),
             round(spent, 1),
-            small,
+            bench.small,
+            f"python -m benchmarks memory {bench.sizes_asked}" if sized else f"make bench ONLY={measure.name}",
             machine,
             outcome.series,
-            [figure(goal, outcome.series) for goal in measure.goals],
             outcome.facts,
             outcome.notes,
         )
 
 
 def held(measure: Measure, result: Result) -> list[tuple[Goal, Figure | None]]:
-    """The measure's goals of today against what was measured; None for a goal that is younger than the result."""
+    """The measure's goals of today against what was measured; None for a goal that it was not made for."""
     found: list[tuple[Goal, Figure | None]] = []
     for goal in measure.goals:
         there = goal.of in result.series and (not goal.over or goal.over in result.series)
@@ -63,7 +64,6 @@ def read(folder: Path) -> dict[str, Result]:
     found: dict[str, Result] = {}
     for name, raw in json.loads(file.read_text(encoding="utf-8")).items():
         raw["series"] = {key: Series(**value) for key, value in raw["series"].items()}
-        raw["figures"] = [Figure(**value) for value in raw["figures"]]
         found[name] = Result(**raw)
     return found
 

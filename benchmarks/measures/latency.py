@@ -74,8 +74,8 @@ def run(bench: Bench) -> Outcome:
         return until_queryable(stock.table, corpus.files[number], stock.landing / f"round-{number}.json")
 
     with ExitStack() as started:
-        started.enter_context(up(layout.root))
-        started.enter_context(stock.sensing())
+        with ThreadPoolExecutor(2) as starting:
+            list(starting.map(started.enter_context, (up(layout.root), stock.sensing())))
         if not bench.small:
             stock.put(corpus.files[0], "warm-up.json")  # fills Ivy's cache
             wait_until(lambda: rows(stock.table), LIMIT_SECONDS, "the stock way's first run", 0.2)
