@@ -28,6 +28,8 @@ LOOK_SECONDS = 10
 """How often the server looks for what it need not keep. By default each minute."""
 COMMIT_LOOK_SECONDS = 0.05
 """How often it looks for new commits; a look-up of one file name a table."""
+TABLES_LOOK_SECONDS = 5.0
+"""How often it looks for new tables."""
 SEEN_SECONDS = 2.0
 """Until Delta, too, has taken note of a commit that is on disk; it never does of another process's."""
 
@@ -68,17 +70,28 @@ def make_states_soon(jvm: Any, session: Any, layout: Layout, stop: threading.Eve
 
     Delta makes a version's state once, for all sessions, and whoever asks meanwhile waits for it.
     """
-    known: dict[str, int] = {}
+    known: dict[Path, int] = {}
+    look_at = time.monotonic()
     while not stop.wait(COMMIT_LOOK_SECONDS):
         # A table may be deleted, made anew or repaired meanwhile; one that is damaged is for whoever uses it to name.
-        with suppress(OSError, ValueError, PlatformError, Py4JError):
-            for path in map(layout.table, tables_on_disk(layout)):
-                before = known.get(path.name)
-                if before is None or not commit_path(path, before).exists():
-                    known[path.name] = latest_version(path)
-                elif commit_path(path, before + 1).exists():
-                    known[path.name] = latest_version(path)
-                    _make_state(jvm, session, path, known[path.name])
+        if (now := time.monotonic()) >= look_at:
+            look_at = now + TABLES_LOOK_SECONDS
+            with suppress(OSError):
+                known = _newest(layout, known)
+        for path, version in list(known.items()):
+            with suppress(OSError, PlatformError, Py4JError):
+                if commit_path(path, version + 1).exists():
+                    known[path] = latest_version(path)
+                    _make_state(jvm, session, path, known[path])
+
+
+def _newest(layout: Layout, known: dict[Path, int]) -> dict[Path, int]:
+    """The tables there are, with the newest version of those that are new or were made anew."""
+    found: dict[Path, int] = {}
+    for path in map(layout.table, tables_on_disk(layout)):
+        there = path in known and commit_path(path, known[path]).exists()
+        found[path] = known[path] if there else latest_version(path)
+    return found
 
 
 def _make_state(jvm: Any, session: Any, path: Path, version: int) -> None:

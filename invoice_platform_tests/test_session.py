@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from invoice_platform import warm_spark
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import class_archive, require_java
 from invoice_platform.resources import Lakehouse, SparkResource
@@ -163,7 +164,9 @@ def test_the_connect_server_forgets_a_query_a_minute_after_its_end_not_an_hour(s
     assert KEPT_SECONDS == 60
 
 
-def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(spark: SparkSession, layout: Layout) -> None:
+def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(
+    spark: SparkSession, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session: Any = spark
     jvm, java_session, stop = session._jvm, session._jsparkSession, threading.Event()
     path = layout.table("numbers")
@@ -172,6 +175,13 @@ def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(spark
         snapshot = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(java_session, str(path)).unsafeVolatileSnapshot()
         return snapshot.version() == version and snapshot._computedStateTriggered()
 
+    def until_made(version: int) -> bool:
+        until = time.monotonic() + 20
+        while not (made := state_made(version)) and time.monotonic() < until:
+            time.sleep(0.05)
+        return made
+
+    monkeypatch.setattr(warm_spark, "TABLES_LOOK_SECONDS", 0.2)
     spark.range(3).write.format("delta").save(str(path))
     looking = threading.Thread(target=make_states_soon, args=(jvm, java_session, layout, stop))
     looking.start()
@@ -180,14 +190,12 @@ def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(spark
         assert not state_made(0), "what was there before is nobody's next micro-batch yet"
         for version in (1, 2):
             spark.range(3).write.format("delta").mode("append").save(str(path))
-            until = time.monotonic() + 20
-            while not (made := state_made(version)) and time.monotonic() < until:
-                time.sleep(0.05)
-            assert made, version
+            assert until_made(version)
         shutil.rmtree(path)  # as `reset` does
         spark.range(3).write.format("delta").save(str(path))
-        time.sleep(0.5)
-        assert looking.is_alive()
+        time.sleep(1.0)
+        spark.range(3).write.format("delta").mode("append").save(str(path))
+        assert until_made(1)
     finally:
         stop.set()
         looking.join()
