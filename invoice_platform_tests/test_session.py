@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import socket
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from py4j.java_gateway import GatewayClient
+from py4j.protocol import Py4JError, Py4JNetworkError
 
 from invoice_platform import warm_spark
+from invoice_platform.broker import free_port
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import class_archive, require_java
 from invoice_platform.resources import Lakehouse, SparkResource
@@ -199,3 +203,22 @@ def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(
     finally:
         stop.set()
         looking.join()
+
+
+def test_a_java_that_is_gone_is_told_of_in_one_line(spark: SparkSession, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ARG001
+    """As when a run that is told to end has ended its Spark, and Python then forgets an object of it."""
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        gone = GatewayClient(port=free_port())
+        with pytest.raises(Py4JError):
+            gone.send_command("c\n")
+        try:
+            raise Py4JNetworkError("Answer from Java side is empty")
+        except Py4JNetworkError:
+            logging.exception("Exception while sending command.")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    said = capsys.readouterr().err
+    assert "Spark's Java does not answer: Answer from Java side is empty" in said
+    assert "Traceback" not in said

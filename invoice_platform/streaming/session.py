@@ -361,15 +361,19 @@ def _quieten_pyspark() -> None:
     from pyspark.logger import PySparkLogger
 
     names = ["SQLQueryContextLogger", "DataFrameQueryContextLogger"]
+    # It raises what it logs, or closes a connection to a Java that is gone, as after a run that was told to end.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     if "SPARK_CONNECT_LOG_LEVEL" not in os.environ:  # Spark Connect's own way to ask for its log
         names.append("pyspark.sql.connect.logging")
     for name in names:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger().addFilter(_is_no_ctrl_c)
+    logging.getLogger().addFilter(_without_stack)
 
 
-def _is_no_ctrl_c(record: logging.LogRecord) -> bool:
-    # With its stack, for whoever pressed Ctrl-C to read; py4j raises it all the same.
+def _without_stack(record: logging.LogRecord) -> bool:
+    # py4j writes both to the root's log, with their stacks, and raises them all the same.
+    if record.msg == "Exception while sending command." and record.exc_info and record.exc_info[1]:
+        record.msg, record.exc_info = f"Spark's Java does not answer: {first_line(record.exc_info[1])}", None
     return record.msg != "KeyboardInterrupt while sending command."
 
 
