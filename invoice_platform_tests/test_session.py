@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -168,44 +168,61 @@ def test_the_connect_server_forgets_a_query_a_minute_after_its_end_not_an_hour(s
     assert KEPT_SECONDS == 60
 
 
+class Asked(threading.Event):
+    """Counts how often somebody waited for it."""
+
+    times = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.times += 1
+        return super().wait(timeout)
+
+
+def within_20_seconds(holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 20
+    while not (held := holds()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return held
+
+
 def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(
     spark: SparkSession, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session: Any = spark
-    jvm, java_session, stop = session._jvm, session._jsparkSession, threading.Event()
+    jvm, java_session, stop = session._jvm, session._jsparkSession, Asked()
     path = layout.table("numbers")
 
     def state_made(version: int) -> bool:
         snapshot = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(java_session, str(path)).unsafeVolatileSnapshot()
         return snapshot.version() == version and snapshot._computedStateTriggered()
 
-    def until_made(version: int) -> bool:
-        until = time.monotonic() + 20
-        while not (made := state_made(version)) and time.monotonic() < until:
-            time.sleep(0.05)
-        return made
+    def has_looked() -> bool:
+        """A whole look, begun after this was called, is over."""
+        before = stop.times
+        return within_20_seconds(lambda: stop.times >= before + 2)
 
-    monkeypatch.setattr(warm_spark, "TABLES_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(warm_spark, "TABLES_LOOK_SECONDS", 0.0)
     spark.range(3).write.format("delta").save(str(path))
     looking = threading.Thread(target=make_states_soon, args=(jvm, java_session, layout, stop))
     looking.start()
     try:
-        time.sleep(0.5)
+        assert has_looked()
         assert not state_made(0), "what was there before is nobody's next micro-batch yet"
         for version in (1, 2):
             spark.range(3).write.format("delta").mode("append").save(str(path))
-            assert until_made(version)
+            assert within_20_seconds(lambda v=version: state_made(v)), version
         shutil.rmtree(path)  # as `reset` does
         spark.range(3).write.format("delta").save(str(path))
-        time.sleep(1.0)
+        assert has_looked()
         spark.range(3).write.format("delta").mode("append").save(str(path))
-        assert until_made(1)
+        assert within_20_seconds(lambda: state_made(1))
     finally:
         stop.set()
         looking.join()
 
 
-def test_a_java_that_is_gone_is_told_of_in_one_line(spark: SparkSession, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("spark")
+def test_a_java_that_is_gone_is_told_of_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """As when a run that is told to end has ended its Spark, and Python then forgets an object of it."""
     handler = logging.StreamHandler()
     logging.getLogger().addHandler(handler)
