@@ -83,7 +83,7 @@ def run(names: list[str], bench: Bench, output: Path) -> list[str]:
     machine = machine_facts()
     results = read(output)
     failed: list[str] = []
-    measures = sorted(map(measure, names), key=lambda m: not m.own_processes)
+    measures = [measure(name) for name in names]
     # What the jobs print to stdout is not the benchmarks' own. Small, those with processes of their own go on beside the others.
     with contextlib.redirect_stdout(sys.stderr), ThreadPoolExecutor(1) as beside:
         apart = {

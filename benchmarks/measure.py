@@ -153,7 +153,7 @@ class Bench:
     memory_runs: int | None
     """Runs after which the idle Spark's memory is looked at, half of them before a first look; None: one look after a few."""
     sizes_asked: str
-    """Words of the command that set sizes of `memory`."""
+    """Words of the command that set sizes of `memory`; empty for those of a plain call."""
     platform: Callable[[Path], AbstractContextManager[Platform]]
     """A platform with a warm Spark and nothing in it: a new one at this root; when small, one that all measures share."""
 
@@ -165,6 +165,10 @@ class Bench:
     def corpus(self) -> Corpus:
         """400,000 invoices (270 MB) in 32 files; when small, 400 in 4. Made once for all measures."""
         return make(self.work / "corpus", files=self.size(32, 4), invoices=self.size(12_500, 100))
+
+    def command(self, name: str) -> str:
+        """By which a measure is run again, with the sizes that were asked for."""
+        return f"python -m benchmarks {name} {self.sizes_asked}" if self.sizes_asked else f"make bench ONLY={name}"
 
     def folder(self, name: str) -> Path:
         """A new folder of that name."""
@@ -185,4 +189,4 @@ class Measure:
     about: str
     """What is measured and how, in a few sentences."""
     own_processes: bool = False
-    """Whether its contestants start every Spark themselves: it then runs before a shared one is up."""
+    """Whether its contestants start every Spark themselves: small, it then goes on beside those that share one."""

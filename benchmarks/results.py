@@ -33,13 +33,12 @@ class Result:
     @classmethod
     def of(cls, measure: Measure, outcome: Outcome, spent: float, bench: Bench, machine: dict[str, str]) -> Result:
         """What a measure gave, and how it was run."""
-        sized = bench.sizes_asked and measure.name == "memory"
         return cls(
             measure.name,
             datetime.now(timezone.utc).date().isoformat(),
             round(spent, 1),
             bench.small,
-            f"python -m benchmarks memory {bench.sizes_asked}" if sized else f"make bench ONLY={measure.name}",
+            bench.command(measure.name),
             machine,
             outcome.series,
             outcome.facts,

@@ -261,9 +261,6 @@ def maintain_all_tables(
     context: dg.OpExecutionContext, config: MaintainConfig, spark: SparkResource, lakehouse: Lakehouse
 ) -> None:
     """Joins small files (OPTIMIZE), deletes data files (VACUUM) and checkpoints that nobody needs, stream by stream."""
-    layout = lakehouse.layout
-    until = time.monotonic() + WAIT_SECONDS
-    run = f"run {context.run.run_id}"
     try:
         if config.retain_hours < RETAIN_HOURS:
             raise PlatformError(
@@ -271,21 +268,27 @@ def maintain_all_tables(
                 f"give {RETAIN_HOURS} or more"
             )
         with until_cancelled(context):
-            session = spark.session()
-            tables = declare_existing(session, layout)
-            # A table has the name of its stream; a run that overwrites the table would collide.
-            for name in dict.fromkeys([*tables, *STREAMS]):
-                try:
-                    with stream_lock(layout, name, run, wait_seconds=max(until - time.monotonic(), 0)) as lock:
-                        lock.works_with(session)
-                        if name in tables:
-                            _maintain(context, name, config.retain_hours, session, layout)
-                        if name in STREAMS and (gone := trim_checkpoints(STREAMS[name], layout, config.retain_hours)):
-                            context.log.info(f"{name}: {gone} checkpoints deleted that were left for good")
-                except StreamLocked as error:
-                    context.log.warning(f"{name} is left for the next time: {error}")
+            _maintain_each(context, config.retain_hours, spark, lakehouse.layout)
     except PlatformError as error:
         raise told(error) from error
+
+
+def _maintain_each(context: dg.OpExecutionContext, retain_hours: int, spark: SparkResource, layout: Layout) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    session = spark.session()
+    tables = declare_existing(session, layout)
+    # A table has the name of its stream; a run that overwrites the table would collide.
+    for name in dict.fromkeys([*tables, *STREAMS]):
+        wait = max(until - time.monotonic(), 0)
+        try:
+            with stream_lock(layout, name, f"run {context.run.run_id}", wait_seconds=wait) as lock:
+                lock.works_with(session)
+                if name in tables:
+                    _maintain(context, name, retain_hours, session, layout)
+                if name in STREAMS and (gone := trim_checkpoints(STREAMS[name], layout, retain_hours)):
+                    context.log.info(f"{name}: {gone} checkpoints deleted that were left for good")
+        except StreamLocked as error:
+            context.log.warning(f"{name} is left for the next time: {error}")
 
 
 def _maintain(context: dg.OpExecutionContext, name: str, retain_hours: int, session: Any, layout: Layout) -> None:

@@ -324,9 +324,8 @@ class Ledger:
             rows = [connection.execute("SELECT name FROM files WHERE id = ?", (n,)).fetchone() for _, n in moved]
         (self.folder / segment_name(into)).mkdir(parents=True, exist_ok=True)
         for (name,) in rows:
-            old = self.folder / segment_name(segment) / name
-            if old.exists():
-                os.replace(old, self.folder / segment_name(into) / name)
+            if os.path.exists(old := self.path_of(segment, name)):
+                os.replace(old, self.path_of(into, name))
 
     def undrain(self, segment: int) -> None:
         """Forget what was worked through in `segment`: its stream begins with it again."""

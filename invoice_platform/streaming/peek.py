@@ -13,13 +13,14 @@ from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import spark_exceptions
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sources import LandedFiles, Leg
-from invoice_platform.streaming.stream import POLL_SECONDS, OpenSession, Stream
+from invoice_platform.streaming.stream import OpenSession, Stream
 from invoice_platform.streaming.trigger import Trigger
 from invoice_platform.streaming.unfinished import finish_interrupted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+POLL_SECONDS = 0.1
 PEEK_SECONDS = 120.0
 
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
-POLL_SECONDS = 0.1
 AWAIT_SECONDS = 1
 COLLECT_SECONDS = 1.0
 ADMIT_SECONDS = 0.1
