@@ -316,11 +316,11 @@ def test_an_interrupted_repair_holds_the_streams_back_and_is_finished_by_the_nex
     LandingFolder(platform.layout, "invoices", "invoices").admit()
     moved: list[str] = []
 
-    def interrupted(old: Path, new: Path) -> None:
-        if platform.layout.accepted("invoices") in old.parents:
+    def interrupted(old: str | Path, new: str | Path) -> None:
+        if platform.layout.accepted("invoices") in Path(old).parents:
             if moved:
                 raise KeyboardInterrupt
-            moved.append(old.name)
+            moved.append(Path(old).name)
         os.rename(old, new)
 
     with monkeypatch.context() as patched:
