@@ -18,7 +18,7 @@ from benchmarks.machine import machine_facts
 from benchmarks.measure import Bench, Measure, met_in_words
 from benchmarks.measures import NAMES, measure
 from benchmarks.page import write_page
-from benchmarks.platform import SharedPlatform, warm_platform
+from benchmarks.platform import SharedPlatform
 from benchmarks.plots import plot
 from benchmarks.results import Result, held, read, write
 
@@ -67,12 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         asked = " ".join(f"{word} {size:g}" for word, size in sizes.items() if size)
         shared = SharedPlatform()
         try:
-            platform = shared if options.small else warm_platform
-            failed = run(
-                chosen,
-                Bench(options.small, Path(work), backlog, options.memory_runs, asked, platform),
-                output.resolve(),
-            )
+            bench = Bench(options.small, Path(work), backlog, options.memory_runs, asked, shared)
+            failed = run(chosen, bench, output.resolve())
         finally:
             shared.close()
     return 1 if failed else 0

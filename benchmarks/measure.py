@@ -155,7 +155,7 @@ class Bench:
     sizes_asked: str
     """Words of the command that set sizes of `memory`; empty for those of a plain call."""
     platform: Callable[[Path], AbstractContextManager[Platform]]
-    """A platform with a warm Spark and nothing in it: a new one at this root; when small, one that all measures share."""
+    """A platform with nothing in it, on a warm Spark that all measures share; at this root when it is the first to be asked for."""
 
     def size(self, full: int, small: int) -> int:
         """A size, or a number of rounds, as this call is."""

@@ -62,15 +62,15 @@ def run(bench: Bench) -> Outcome:
     def land() -> float:
         nonlocal landed
         landed, file = landed + 1, next(files)
-        spent = until_queryable(table, file, inbox / file.name)
         if not bench.small:
-            # The rest of the job (rewards, sales, checks) goes on after the rows are there.
-            _wait_until_idle(layout, TICK_SECONDS * (landed * GOLDEN % 1))
-        return spent
+            _wait_until_idle(layout)
+            time.sleep(TICK_SECONDS * (landed * GOLDEN % 1))
+        return until_queryable(table, file, inbox / file.name)
 
     def land_for_stock(number: int) -> float:
         if not bench.small:
             time.sleep(sensor_seconds * (number * GOLDEN % 1))
+            _wait_until_idle(layout)
         return until_queryable(stock.table, corpus.files[number], stock.landing / f"round-{number}.json")
 
     with ExitStack() as started:
@@ -78,9 +78,10 @@ def run(bench: Bench) -> Outcome:
             list(starting.map(started.enter_context, (up(layout.root), stock.sensing())))
         if not bench.small:
             stock.put(corpus.files[0], "warm-up.json")  # fills Ivy's cache
-            wait_until(lambda: rows(stock.table), LIMIT_SECONDS, "the stock way's first run", 0.2)
         for _ in range(warm_ups):
             land()
+        if not bench.small:
+            wait_until(lambda: rows(stock.table), LIMIT_SECONDS, "the stock way's first run", 0.2)
         for number in range(rounds):
             turns = {
                 "platform": lambda: [land() for _ in range(each)],
@@ -101,10 +102,9 @@ def run(bench: Bench) -> Outcome:
     return outcome
 
 
-def _wait_until_idle(layout: Layout, pause_seconds: float) -> None:
-    """Wait until no run is going, then a moment."""
+def _wait_until_idle(layout: Layout) -> None:
+    """Wait until no run is going: the rest of the job (rewards, sales, checks) goes on after the rows are there."""
     wait_until(lambda: not _running(layout), LIMIT_SECONDS, "the end of the run", 0.2)
-    time.sleep(pause_seconds)
 
 
 def _running(layout: Layout) -> bool:

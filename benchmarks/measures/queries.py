@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,15 +69,23 @@ def grow_in_time(model: list[str], table: Path, copies: int) -> None:
         connection.execute(
             "CREATE TABLE span AS SELECT any_value(begin) AS a, any_value(finish) - any_value(begin) AS length FROM model"
         )
-        for number in range(copies):
-            rows = connection.sql(
-                f"""SELECT * REPLACE (
-                      (SELECT a + length * {number} / {copies} FROM span)
-                        + (created_time - (SELECT a FROM span)) / {copies} AS created_time,
-                      invoice_number || '{number:03d}' AS invoice_number)
-                    FROM read_parquet(getvariable('model'))"""
-            )
-            write_deltalake(str(table), rows.to_arrow_reader(250_000), mode="append")
+
+        def append(number: int) -> None:
+            with connection.cursor() as own:
+                own.execute("SET TimeZone = 'UTC'")
+                own.execute("SET VARIABLE model = $1", [model])
+                rows = own.sql(
+                    f"""SELECT * REPLACE (
+                          (SELECT a + length * {number} / {copies} FROM span)
+                            + (created_time - (SELECT a FROM span)) / {copies} AS created_time,
+                          invoice_number || '{number:03d}' AS invoice_number)
+                        FROM read_parquet(getvariable('model'))"""
+                )
+                write_deltalake(str(table), rows.to_arrow_reader(250_000), mode="append")
+
+        append(0)  # makes the table
+        with ThreadPoolExecutor(2) as both:  # each writes by one core
+            list(both.map(append, range(1, copies)))
 
 
 def facts_for(table: Path) -> dict[str, str]:
