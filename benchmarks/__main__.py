@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         backlog = options.backlog_gb or (0.002 if options.small else BACKLOG_GB)
         sizes = {"--memory-runs": options.memory_runs, "--backlog-gb": options.backlog_gb}
         asked = " ".join(f"{word} {size:g}" for word, size in sizes.items() if size)
-        shared = SharedPlatform()
+        shared = SharedPlatform(emptied=not options.small)
         try:
             bench = Bench(options.small, Path(work), backlog, options.memory_runs, asked, shared)
             failed = run(chosen, bench, output.resolve())
@@ -115,7 +115,8 @@ def _measured(found: Measure, bench: Bench, machine: dict[str, str]) -> Result |
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")  # at once, as `print` does not: measures may go on beside each other
+    sys.stderr.flush()
 
 
 def _told_to_end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

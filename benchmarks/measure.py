@@ -155,7 +155,7 @@ class Bench:
     sizes_asked: str
     """Words of the command that set sizes of `memory`; empty for those of a plain call."""
     platform: Callable[[Path], AbstractContextManager[Platform]]
-    """A platform with nothing in it, on a warm Spark that all measures share; at this root when it is the first to be asked for."""
+    """A warm Spark that measures share, with nothing in it, at this root for the first that asks; small, with what others left."""
 
     def size(self, full: int, small: int) -> int:
         """A size, or a number of rounds, as this call is."""

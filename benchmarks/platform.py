@@ -62,11 +62,15 @@ class Platform:
         self.scratch = scratch
         """Spark's folder for what it shuffles and spills."""
         self.gc_log = gc_log
+        self._landed = 0
 
-    def put(self, files: Iterable[Path], prefix: str = "") -> None:
-        """Land files as fast as can be: by links, under other names when there is a prefix."""
+    def put(self, files: Iterable[Path]) -> str:
+        """Land files as fast as can be, by links, under names that no file had before; what these begin with."""
+        self._landed += 1
+        prefix = f"put{self._landed}-"
         for file in files:
             os.link(file, self.layout.landing("invoices") / f"{prefix}{file.name}")
+        return prefix
 
     def run(self, job: str = "ingest_invoices", assets: Sequence[str] = (), **settings: Any) -> None:
         """Run a job here and now, as `invoice-platform run` does, or a part of it with the checks of that part.
@@ -147,9 +151,16 @@ def warm_platform(root: Path) -> Iterator[Platform]:
 
 
 class SharedPlatform:
-    """One warm Spark for several blocks, each with nothing of the one before in it; ended by `close`."""
+    """One warm Spark for several blocks; ended by `close`.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    emptied : bool
+        Whether a block finds nothing of those before. To make all tables anew takes as long as five small runs.
+    """
+
+    def __init__(self, *, emptied: bool) -> None:
+        self._emptied = emptied
         self._held = ExitStack()
         self._platform: Platform | None = None
 
@@ -158,7 +169,8 @@ class SharedPlatform:
         """The shared one; at `root` when it is the first to be asked for."""
         if self._platform is None:
             self._platform = self._held.enter_context(warm_platform(root))
-        self._platform.reset()
+        if self._emptied:
+            self._platform.reset()
         with environment(**{ROOT_VARIABLE: str(self._platform.layout.root)}):
             yield self._platform
 

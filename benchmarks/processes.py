@@ -81,7 +81,7 @@ def up(root: Path) -> Iterator[None]:
 class Stock:
     """The stock way on a root of its own."""
 
-    def __init__(self, root: Path, ivy: Path, sensor_seconds: int = 30) -> None:
+    def __init__(self, root: Path, sensor_seconds: int = 30) -> None:
         self.root = root
         self.landing = root / "landing"
         self.table = root / "invoice_line_items"
@@ -91,7 +91,6 @@ class Stock:
         self.log = root / "stock.log"
         self.env = child_environment(
             STOCK_ROOT=str(root),
-            STOCK_IVY=str(ivy),
             STOCK_SENSOR_SECONDS=str(sensor_seconds),
             DAGSTER_HOME=str(self.home),
         )

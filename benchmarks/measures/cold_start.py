@@ -22,7 +22,7 @@ def run(bench: Bench) -> Outcome:
     rounds = bench.size(5, 1)
     warm_ups = bench.size(1, 0)
     corpus = make(work / "files", files=rounds + warm_ups, invoices=bench.size(500, 20))
-    stock, root = Stock(work / "stock", bench.work / "ivy"), work / "root"
+    stock, root = Stock(work / "stock"), work / "root"
     layout = Layout.at(root)
     layout.landing("invoices").mkdir(parents=True)
     table = layout.table("invoice_line_items")

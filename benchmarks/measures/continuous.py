@@ -21,7 +21,7 @@ INTERVAL_SECONDS = 1.0
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("continuous")
-    rounds, each = bench.size(5, 1), bench.size(6, 2)
+    rounds, each = bench.size(5, 1), bench.size(6, 1)
     warm_ups = bench.size(20, 1)  # a stream that goes on for weeks: until Java compiles little any more
     corpus = make(work / "files", files=rounds * each + warm_ups, invoices=bench.size(500, 20))
     files, landed = iter(corpus.files), 0

@@ -17,13 +17,12 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("large_tables")
     runs, warm_ups = bench.size(5, 1), bench.size(3, 0)
-    sizes = {"1 M rows": bench.size(1_000_000, 2_000), "100 M rows": bench.size(100_000_000, 20_000)}
+    sizes = {"1 M rows": bench.size(1_000_000, 5_000), "100 M rows": bench.size(100_000_000, 10_000)}
     base = bench.corpus.files[:16]
     new = iter(make(work / "new", files=len(sizes) * (runs + warm_ups), invoices=bench.size(500, 20), seed=90).files)
     with bench.platform(work / "root") as platform:
         platform.put(base)
         platform.ingest()
-        made = platform.rows("invoices")
         adds = {name: last_adds(platform.layout.table(name)) for name in ("invoices", "invoice_line_items")}
         for name, size in sizes.items():
             _grow(platform, adds, size)
@@ -34,7 +33,7 @@ def run(bench: Bench) -> Outcome:
             outcome.facts[f"invoices at {name}"] = platform.rows("invoices")
             outcome.facts[f"line items at {name}"] = platform.rows("invoice_line_items")
     outcome.notes.append(
-        f"Both tables hold so many rows: copies (hard links) of the data files that {made:,} invoices made, "
+        f"Both tables hold so many rows: copies (hard links) of the data files that {rows_in(adds['invoices']):,} invoices made, "
         f"in Delta commits of up to {COPIES_A_COMMIT} copies with statistics. An invoice number is therefore in the "
         "table many times, though none of the new files is. 1 M rows come first, 100 M after them, on one warm "
         "Spark; runs before each are not counted."

@@ -56,7 +56,7 @@ def run(bench: Bench) -> Outcome:
     layout = Layout.at(work / "root")
     inbox, table = layout.landing("invoices"), layout.table("invoice_line_items")
     sensor_seconds = bench.size(30, 5)
-    stock = Stock(work / "stock", bench.work / "ivy", sensor_seconds=sensor_seconds)
+    stock = Stock(work / "stock", sensor_seconds=sensor_seconds)
     files, landed = iter(corpus.files), 0
 
     def land() -> float:

@@ -19,16 +19,13 @@ def run(bench: Bench) -> Outcome:
     first = make(work / "first", files=2, invoices=10, seed=90).files
     outcome.facts = {"invoices": invoices, "many": invoices, "few": few, "content": {}}
     with bench.platform(work / "root") as platform:
-        turn = 0
 
         def turn_of(name: str) -> float:
-            nonlocal turn
-            turn += 1
             prepare_root(platform, first, bench.small)
-            platform.put(corpora[name].files, f"turn{turn}-")
+            landed = platform.put(corpora[name].files)
             settings = {"max_files_per_trigger": invoices} if name == AT_ONCE else {}
             spent = seconds(lambda: platform.ingest(**settings))
-            found = content(platform.layout.table(TABLE), where=f"source_file LIKE '%-turn{turn}-%'")
+            found = content(platform.layout.table(TABLE), where=f"source_file LIKE '%-{landed}%'")
             outcome.facts["content"][name] = found.facts
             return spent
 

@@ -42,13 +42,12 @@ def run(bench: Bench) -> Outcome:
     }
 
     with bench.platform(work / "root") as platform:
-        turn = 0
+        landed = ""
 
         def platform_turn() -> float:
-            nonlocal turn
-            turn += 1
+            nonlocal landed
             prepare_root(platform, first, bench.small)
-            platform.put(corpus.files, f"turn{turn}-")
+            landed = platform.put(corpus.files)
             return seconds(platform.ingest)
 
         def turn_of(name: str, load: Callable[[Path, Path], None]) -> float:
@@ -66,8 +65,8 @@ def run(bench: Bench) -> Outcome:
                 contestant()
         alternate(outcome, contestants, bench.size(5, 1))
         outcome.facts["content"] = {name: content(table).facts for name, table in tables.items()}
-        # The small files of before are in no other table.
-        of_platform = content(platform.layout.table(TABLE), where=f"source_file LIKE '%-turn{turn}-%'")
+        # What it had before is in no other table.
+        of_platform = content(platform.layout.table(TABLE), where=f"source_file LIKE '%-{landed}%'")
         outcome.facts["content"]["platform"] = of_platform.facts
         outcome.facts["tables"] = {name: platform.rows(name) for name in FLAT}
     return outcome

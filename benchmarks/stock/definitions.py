@@ -29,7 +29,7 @@ def invoice_line_items() -> None:
         SparkSession.builder.appName("invoices")
         .config("spark.jars.packages", PACKAGES)
         # Not under the user's home, so that a benchmark leaves nothing there; full from the first run on.
-        .config("spark.jars.ivy", os.environ.get("STOCK_IVY", str(ROOT / "ivy")))
+        .config("spark.jars.ivy", str(ROOT / "ivy"))
         .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
         .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
         .getOrCreate()
