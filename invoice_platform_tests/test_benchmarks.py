@@ -38,7 +38,7 @@ def benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a tiny run of all measures wrote."""
     folder = tmp_path_factory.mktemp("bench")
-    done = benchmarks("--small", "--output", str(folder / "benchmarks"), "--work", str(folder))
+    done = benchmarks("--small", "--memory-runs", "2", "--output", str(folder / "benchmarks"), "--work", str(folder))
     assert done.returncode == 0, done.stderr[-5000:]
     return folder / "benchmarks"
 
