@@ -180,7 +180,7 @@ def _new_batches(table: Path, since: int, columns: list[str]) -> Iterator[pa.Rec
     import pyarrow.parquet as pq
 
     found = open_delta(table)
-    actions = add_actions(found) if found is not None else {"path": []}
+    actions = add_actions(found, "path", "max.ingested_at") if found is not None else {"path": []}
     # Statistics end at the millisecond.
     least = _EPOCH + timedelta(milliseconds=since // 1000)
     for path, newest in zip(actions["path"], actions.get("max.ingested_at", actions["path"]), strict=True):

@@ -110,7 +110,8 @@ def files_needed(table: Path, question: Question, values: dict[str, str]) -> lis
     """The live files whose statistics do not rule them out, as any reader of a Delta log may choose them."""
     found = open_delta(table)
     assert found is not None
-    actions = add_actions(found)
+    statistics = (f"{end}.{column}" for column, *_ in question.bounds for end in ("min", "max"))
+    actions = add_actions(found, "path", *statistics)
     needed = []
     for number, path in enumerate(actions["path"]):
         bounds = [
@@ -188,7 +189,7 @@ def ask_duckdb(sql: str, files: list[str]) -> list[tuple[Any, ...]]:
 
 def _rows(table: Path) -> int:
     found = open_delta(table)
-    return sum(add_actions(found)["num_records"]) if found is not None else 0
+    return sum(add_actions(found, "num_records")["num_records"]) if found is not None else 0
 
 
 MEASURE = Measure(

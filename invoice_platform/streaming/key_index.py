@@ -115,7 +115,7 @@ class KeyIndex:
                     return self._follow(table)
                 except (FileNotFoundError, ValueError, KeyError):
                     # Of another table, or damaged; or what is to be followed is gone (a log that was cut, files that were merged).
-                    return self._write(table, [], [unquote(path) for path in add_actions(table)["path"]])
+                    return self._write(table, [], [unquote(path) for path in add_actions(table, "path")["path"]])
 
     def _follow(self, table: DeltaTable) -> list[np.ndarray]:
         state = read_state(self._state)
