@@ -26,7 +26,7 @@ test-fast: setup ## Run the tests that start no process, wait for no clock and t
 stress: setup ## Land files for MINUTES (5) while all kinds of things fail, then look for what is lost; SEED=N repeats one
 	@$(VENV)/python -m invoice_platform_tests.stress --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
-bench: setup ## Measure everything (about an hour) and write docs/benchmarks.md; SMALL=1: tiny, elsewhere; ONLY="NAME …": some of it
+bench: setup ## Measure everything (37 minutes on 2 cores) and write docs/benchmarks.md; SMALL=1: tiny, elsewhere; ONLY="NAME …": some of it
 	@$(VENV)/python -m benchmarks $(if $(SMALL),--small) $(ONLY)
 
 check: setup ## Check format, lint and types

@@ -14,7 +14,8 @@ HEAD = """# Benchmarks
 Written by `make bench`; do not edit. `make bench SMALL=1` runs everything tiny, for correctness alone, and writes elsewhere.
 A single measure is run anew by its command and replaces its own part. The goals are the project's own; what was changed for them,
 and what holds back where one is not met, is in [performance.md](performance.md). On a machine that does other things at the
-same time, ratios count and seconds do not.
+same time, ratios count and seconds do not. All but `memory` and those with processes of their own share one warm Spark: a measure
+that is run alone begins with a new one, whose code is not yet compiled.
 
 Contestants: *stock* is the straightforward way, written out in [benchmarks/stock](../benchmarks/stock); *engine* is one batch
 job in a warm Spark, what this engine can do at best; *duckdb* and *polars* read the JSON on a single node and write the same
