@@ -205,7 +205,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Number):
         value = float(value.text)
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return f"{float(value) + 0.0:.14e}" if abs(float(value)) != float("inf") else "Infinity"
+        return f"{float(value) + 0.0:.14e}".replace("inf", "Infinity")  # as text: JSON has no such number
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
