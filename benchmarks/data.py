@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from invoice_platform.generate import InvoiceGenerator, generate_files
-from invoice_platform.streaming.tables import open_delta
+from invoice_platform.streaming.tables import facts, open_delta
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Content:
     def facts(self) -> dict[str, str | int]:
         """As JSON has it."""
         return {"rows": self.rows, "total_value": str(self.total_value)}
+
+
+def rows(table: Path) -> int:
+    """Rows of a Delta table, by its log; 0 without one."""
+    found = facts(table)
+    return found.rows if found else 0
 
 
 def live_files(table: Path) -> list[str]:

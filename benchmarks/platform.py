@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from benchmarks.data import rows
 from benchmarks.timing import seconds
 from invoice_platform.assets.factory import STREAMS
 from invoice_platform.broker import free_port
@@ -19,7 +20,6 @@ from invoice_platform.server import warm_server
 from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
 from invoice_platform.streaming.reset import reset
 from invoice_platform.streaming.session import CONF_VARIABLE, REMOTE_VARIABLE, TOKEN_VARIABLE, WarmServer, open_session
-from invoice_platform.streaming.tables import facts
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -113,8 +113,7 @@ class Platform:
 
     def rows(self, table: str) -> int:
         """Rows of a table by its Delta log."""
-        found = facts(self.layout.table(table))
-        return found.rows if found else 0
+        return rows(self.layout.table(table))
 
 
 def _why(result: dg.ExecuteInProcessResult) -> str:

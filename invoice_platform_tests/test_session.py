@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +25,7 @@ from invoice_platform.server import require_free_port
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.session import WarmServer, extra_settings, open_session, spark_settings
 from invoice_platform.warm_spark import KEPT_SECONDS, LOOK_SECONDS, forget_queries_soon, make_states_soon
+from invoice_platform_tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -178,13 +178,6 @@ class Asked(threading.Event):
         return super().wait(timeout)
 
 
-def within_20_seconds(holds: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 20
-    while not (held := holds()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return held
-
-
 def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(
     spark: SparkSession, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,26 +189,29 @@ def test_the_warm_spark_has_the_state_of_a_new_version_before_anybody_asks(
         snapshot = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(java_session, str(path)).unsafeVolatileSnapshot()
         return snapshot.version() == version and snapshot._computedStateTriggered()
 
-    def has_looked() -> bool:
-        """A whole look, begun after this was called, is over."""
+    def until_made(version: int) -> None:
+        wait_until(lambda: state_made(version), 20, f"the state of version {version}")
+
+    def until_looked() -> None:
+        """Until a whole look, begun after this was called, is over."""
         before = stop.times
-        return within_20_seconds(lambda: stop.times >= before + 2)
+        wait_until(lambda: stop.times >= before + 2, 20, "a whole look")
 
     monkeypatch.setattr(warm_spark, "TABLES_LOOK_SECONDS", 0.0)
     spark.range(3).write.format("delta").save(str(path))
     looking = threading.Thread(target=make_states_soon, args=(jvm, java_session, layout, stop))
     looking.start()
     try:
-        assert has_looked()
+        until_looked()
         assert not state_made(0), "what was there before is nobody's next micro-batch yet"
         for version in (1, 2):
             spark.range(3).write.format("delta").mode("append").save(str(path))
-            assert within_20_seconds(lambda v=version: state_made(v)), version
+            until_made(version)
         shutil.rmtree(path)  # as `reset` does
         spark.range(3).write.format("delta").save(str(path))
-        assert has_looked()
+        until_looked()
         spark.range(3).write.format("delta").mode("append").save(str(path))
-        assert within_20_seconds(lambda: state_made(1))
+        until_made(1)
     finally:
         stop.set()
         looking.join()

@@ -6,9 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.data import content, make
+from benchmarks.data import content, make, rows
 from benchmarks.measure import Bench, Goal, Measure, Outcome
-from benchmarks.measures.latency import rows
 from benchmarks.processes import COMMAND_SECONDS, PYTHON, Stock, background, child_environment
 from benchmarks.timing import alternate, wait_until
 from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout

@@ -7,13 +7,12 @@ import os
 import time
 from contextlib import ExitStack
 
-from benchmarks.data import content, make
+from benchmarks.data import content, make, rows
 from benchmarks.measure import Bench, Goal, Measure, Outcome
 from benchmarks.measures.latency import GOLDEN, until_queryable
 from benchmarks.processes import PYTHON, background, child_environment
 from benchmarks.timing import wait_until
 from invoice_platform.streaming.layout import ROOT_VARIABLE
-from invoice_platform.streaming.tables import facts
 
 INTERVAL_SECONDS = 1.0
 
@@ -42,7 +41,7 @@ def run(bench: Bench) -> Outcome:
 
         first = next(files)
         os.link(first, inbox / first.name)
-        wait_until(lambda: (found := facts(table)) is not None and found.rows, 400, "the first rows", 0.2)
+        wait_until(lambda: rows(table), 400, "the first rows", 0.2)
         for _ in range(warm_ups - 1):
             time.sleep(INTERVAL_SECONDS)
             land()

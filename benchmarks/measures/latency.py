@@ -8,25 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.data import content, make
+from benchmarks.data import content, make, rows
 from benchmarks.measure import Bench, Goal, Measure, Outcome
 from benchmarks.processes import Stock, up
 from benchmarks.timing import wait_until
 from invoice_platform.sensors import TICK_SECONDS
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.lock import run_is_dead
-from invoice_platform.streaming.tables import facts, latest_version
+from invoice_platform.streaming.tables import latest_version
 
 LIMIT_SECONDS = 400.0
 FILES_A_ROUND = 2
 GOLDEN = 0.618
 """Steps of this part of an interval fall evenly over it: a file lands at every distance from the sensor's next look."""
-
-
-def rows(table: Path) -> int:
-    """Rows of a table, by its log; 0 without one."""
-    found = facts(table)
-    return found.rows if found else 0
 
 
 def until_queryable(table: Path, file: Path, landed: Path) -> float:

@@ -11,7 +11,7 @@ import duckdb
 from deltalake import write_deltalake
 
 from benchmarks.contestants import duckdb_delta
-from benchmarks.data import live_files
+from benchmarks.data import live_files, rows
 from benchmarks.measure import Bench, Goal, Measure, Outcome
 from benchmarks.timing import alternate, seconds
 from invoice_platform.streaming.tables import add_actions, by_path, open_delta
@@ -74,14 +74,14 @@ def grow_in_time(model: list[str], table: Path, copies: int) -> None:
             with connection.cursor() as own:
                 own.execute("SET TimeZone = 'UTC'")
                 own.execute("SET VARIABLE model = $1", [model])
-                rows = own.sql(
+                copy = own.sql(
                     f"""SELECT * REPLACE (
                           (SELECT a + length * {number} / {copies} FROM span)
                             + (created_time - (SELECT a FROM span)) / {copies} AS created_time,
                           invoice_number || '{number:03d}' AS invoice_number)
                         FROM read_parquet(getvariable('model'))"""
                 )
-                write_deltalake(str(table), rows.to_arrow_reader(250_000), mode="append")
+                write_deltalake(str(table), copy.to_arrow_reader(250_000), mode="append")
 
         append(0)  # makes the table
         with ThreadPoolExecutor(2) as both:  # each writes by one core
@@ -162,7 +162,7 @@ def run(bench: Bench) -> Outcome:
                     f"{question.name}, {size}, DuckDB": lambda q=sql, f=needed: seconds(lambda: ask_duckdb(q, f)),
                 }
                 alternate(outcome, contestants, bench.size(5, 1))
-            outcome.facts[f"line items at {size}"] = _rows(table)
+            outcome.facts[f"line items at {size}"] = rows(table)
     outcome.facts["files skipped"] = skipped
     outcome.notes += [
         f"Files skipped, {name}: {'; '.join(f'{s}: {t}' for s, t in by.items())}." for name, by in skipped.items()
@@ -185,11 +185,6 @@ def ask_duckdb(sql: str, files: list[str]) -> list[tuple[Any, ...]]:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET VARIABLE files = $1", [files])
         return connection.execute(sql.format(source="read_parquet(getvariable('files'))")).fetchall()
-
-
-def _rows(table: Path) -> int:
-    found = open_delta(table)
-    return sum(add_actions(found, "num_records")["num_records"]) if found is not None else 0
 
 
 MEASURE = Measure(
