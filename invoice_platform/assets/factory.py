@@ -21,6 +21,8 @@ from invoice_platform.streaming.stream import MicroBatch, RunSummary, Stream, ru
 from invoice_platform.streaming.trigger import AVAILABLE_NOW, Trigger
 
 LOOK_SECONDS = 2.0
+PATIENCE_SECONDS = 5.0
+"""How long a run that is told to end has to come to where it looks; then it is interrupted wherever it is."""
 PRIORITIES = {"bronze": 2, "silver": 1}
 """Of the groups within a run; the others come after them."""
 
@@ -91,21 +93,25 @@ class RunCancelled(dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
 
 @contextmanager
 def until_cancelled(context: Any) -> Iterator[Callable[[], bool]]:
-    """A block with a `told_to_stop` that ends a run that is cancelled or told to end, should its interrupt be lost.
+    """A block with a `told_to_stop` that ends a run that is cancelled or told to end; where nobody asks it, an interrupt does.
 
-    Python drops an exception that a signal's handler raises within a weak reference's or one of gRPC's callbacks. That
-    the signal came stays noted, and so does the run's status.
+    Not at once: an exception that a signal's handler raises within one of gRPC's calls can leave a lock held for ever, or
+    memory that is written to and no longer there. And Python drops one that comes within a weak reference's callback.
     """
     came: list[int] = []
     looked = time.monotonic()
 
     def handler(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if not came:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         came.append(number)
-        raise RunCancelled  # Dagster's own handler raises the first of its two kinds
+        if number == signal.SIGALRM:
+            raise RunCancelled  # Dagster's own handler raises the first of its two kinds
 
     def look() -> bool:
         nonlocal looked
         if came:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # what is ended now may take its time
             raise RunCancelled
         if time.monotonic() - looked >= LOOK_SECONDS:
             looked = time.monotonic()
@@ -114,11 +120,14 @@ def until_cancelled(context: Any) -> Iterator[Callable[[], bool]]:
                 raise RunCancelled
         return False
 
-    handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    handled = handled if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield look
     finally:
+        if before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, old in before.items():
             signal.signal(number, old)
 
