@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,26 @@ def test_a_lost_ledger_is_made_anew_from_the_archive(folder: LandingFolder) -> N
     admission = folder.admit()
     assert (admission.files, admission.repeated) == (1, ["a.json"])
     assert folder.ledger.totals() == {"files": 2, "bytes": 12, "records": 3, "records_drained": 0}
+
+
+def test_sums_are_of_all_that_was_accepted_in_a_ledger_of_before_too(folder: LandingFolder) -> None:
+    drop(folder, "a.json", b"one\ntwo")
+    folder.admit()
+    with closing(sqlite3.connect(folder.ledger.path)) as connection:  # as it was made before there were sums
+        for what in ("TRIGGER sums_insert", "TRIGGER sums_update", "TABLE sums"):
+            connection.execute(f"DROP {what}")
+        connection.execute("PRAGMA user_version = 1")
+    drop(folder, "b.json", b"three")
+    expected = {"files": 1, "bytes": 7, "records": 2, "records_drained": 0}
+    assert folder.ledger.totals() == expected
+    folder.admit()
+    first, *_ = folder.ledger.files(1).values()
+    folder.ledger.drained(1, through=first[0])
+    assert folder.ledger.totals() == {"files": 2, "bytes": 12, "records": 3, "records_drained": 2}
+    folder.ledger.leave(1, into=2, files=[first[0] + 1])
+    folder.ledger.undrain(1)
+    assert folder.ledger.totals() == {"files": 2, "bytes": 12, "records": 3, "records_drained": 0}
+    assert folder.ledger.recover() == 0
 
 
 def test_a_missing_landing_folder_is_named_with_the_remedy(folder: LandingFolder) -> None:

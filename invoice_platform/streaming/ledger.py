@@ -45,7 +45,21 @@ SCHEMA = (
         reason TEXT NOT NULL
     )""",
 )
-VERSION = 1
+SUMS = (
+    "CREATE TABLE sums (files INTEGER NOT NULL, bytes INTEGER NOT NULL, records INTEGER NOT NULL)  -- of all accepted files",
+    "INSERT INTO sums SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(records), 0) FROM files WHERE state = 'accepted'",
+    *(
+        f"CREATE TRIGGER sums_{event.lower()} AFTER {event} ON files WHEN new.state = 'accepted' {condition} BEGIN "
+        "UPDATE sums SET files = files + 1, bytes = bytes + new.bytes, records = records + new.records; END"
+        for event, condition in (("INSERT", ""), ("UPDATE", "AND old.state <> 'accepted'"))
+    ),
+)
+"""Kept as files are accepted, because to count them takes longer with each that ever came; an accepted one is never deleted."""
+VERSION = 2
+# CROSS JOIN keeps the order (for each segment, its newest files by index), + keeps the state's index out.
+_NOT_WORKED_THROUGH = (
+    "CROSS JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND +f.state = 'accepted'"
+)
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,14 @@ class Pending:
     bytes: int
 
 
-def _made(connection: sqlite3.Connection) -> bool:
-    return connection.execute("PRAGMA user_version").fetchone()[0] != 0
+def _version(connection: sqlite3.Connection) -> int:
+    """0 of a ledger that has yet to be made; 1 of one without sums, which those of before are."""
+    return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
-def _make(connection: sqlite3.Connection) -> None:
-    for statement in SCHEMA:
+def _make(connection: sqlite3.Connection, version: int = 0) -> None:
+    """Make all that a ledger of that version lacks."""
+    for statement in (*(SCHEMA if version == 0 else ()), *SUMS):
         connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -108,9 +124,10 @@ class Ledger:
             self.folder.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if not _made(connection):
-                    _make(connection)
-                    self._adopt(connection)
+                if (version := _version(connection)) < VERSION:
+                    _make(connection, version)
+                    if version == 0:
+                        self._adopt(connection)
                 yield connection
                 connection.execute("COMMIT")
 
@@ -120,8 +137,11 @@ class Ledger:
         if self.path.exists():
             # Not mode=ro: only a connection that may write can roll back what a killed process left half written.
             with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
-                connection.execute("PRAGMA query_only = ON")
-                if _made(connection):
+                if version := _version(connection):
+                    if version < VERSION:
+                        with self._write():
+                            pass
+                    connection.execute("PRAGMA query_only = ON")
                     yield connection
                     return
         with closing(sqlite3.connect(":memory:")) as connection:
@@ -132,7 +152,7 @@ class Ledger:
         if not self.path.exists():
             return False
         with closing(sqlite3.connect(self.path, timeout=30)) as connection:
-            return _made(connection)
+            return _version(connection) != 0
 
     def _adopt(self, connection: sqlite3.Connection) -> None:
         """Fill a new ledger from the folders, should it have been lost: names carry the keys."""
@@ -253,9 +273,7 @@ class Ledger:
         """The segments that hold files the stream has not yet worked through, oldest first."""
         with self._read() as connection:
             rows = connection.execute(
-                "SELECT s.number, s.closed, max(f.id), count(*), sum(f.bytes) FROM segments s "
-                # CROSS JOIN keeps the order (for each segment, its newest files by index), + keeps the state's index out.
-                "CROSS JOIN files f ON f.segment = s.number AND f.id > s.drained_through AND +f.state = 'accepted' "
+                f"SELECT s.number, s.closed, max(f.id), count(*), sum(f.bytes) FROM segments s {_NOT_WORKED_THROUGH} "
                 "GROUP BY s.number ORDER BY s.number"
             ).fetchall()
         return [Pending(n, bool(closed), through, files, size) for n, closed, through, files, size in rows]
@@ -335,9 +353,8 @@ class Ledger:
     def totals(self) -> dict[str, int]:
         """`files`, `bytes` and `records` that were ever accepted, and the `records` among them worked through."""
         with self._read() as connection:
-            files, size, records, drained = connection.execute(
-                "SELECT count(*), coalesce(sum(f.bytes), 0), coalesce(sum(f.records), 0), "
-                "coalesce(sum(CASE WHEN f.id <= s.drained_through THEN f.records END), 0) "
-                "FROM files f JOIN segments s ON s.number = f.segment WHERE f.state = 'accepted'"
+            files, size, records = connection.execute("SELECT files, bytes, records FROM sums").fetchone()
+            (waiting,) = connection.execute(
+                f"SELECT coalesce(sum(f.records), 0) FROM segments s {_NOT_WORKED_THROUGH}"
             ).fetchone()
-        return {"files": files, "bytes": size, "records": records, "records_drained": drained}
+        return {"files": files, "bytes": size, "records": records, "records_drained": records - waiting}
