@@ -433,6 +433,21 @@ def test_rows_deleted_or_changed_upstream_stop_the_stream_with_the_remedy(platfo
     assert sorted(ids_of_table(platform)) == ["n1", "n2"], "nothing is taken in silence"
 
 
+@pytest.mark.parametrize("change", ["DROP COLUMN value", "RENAME COLUMN value TO other"])
+def test_a_column_dropped_or_renamed_upstream_stops_the_stream(platform: Platform, change: str) -> None:
+    whole = upstream(platform, [1])
+    stream = Stream("numbers", whole.source, lambda rows: rows.selectExpr("id", "0L AS value"), whole.sink)
+    run(platform, stream)
+    path = f"delta.`{platform.layout.table('upstream')}`"
+    mapped = "'delta.columnMapping.mode' = 'name', 'delta.minReaderVersion' = '2', 'delta.minWriterVersion' = '5'"
+    platform.spark.sql(f"ALTER TABLE {path} SET TBLPROPERTIES ({mapped})")
+    put_delta(platform, [2])
+    platform.spark.sql(f"ALTER TABLE {path} {change}")
+    with pytest.raises(StreamFailed, match=r"a column of upstream was dropped, renamed .*: run the rebuild job"):
+        run(platform, stream)
+    assert ids_of_table(platform) == ["n1"], "nothing is taken in silence"
+
+
 def test_a_table_that_is_not_there_is_named(platform: Platform) -> None:
     stream = upstream(platform)
     assert run(platform, stream).batches == [], "nothing is there yet"

@@ -401,12 +401,18 @@ class DeltaTable(Source):
         return _side_by_side(read)
 
     def remedy(self, error: str) -> str | None:
-        """Rows that were deleted or changed in a source, and a checkpoint of other sources, need a rebuild."""
+        """Rows that were deleted or changed in a source, columns that were, and a checkpoint of other sources need a rebuild."""
         if any(sign in error for sign in ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE")):
             return (
                 f"rows of {' or '.join(self.names)} were deleted, changed or overwritten, and a stream reads only what is "
                 "added: run the rebuild job (`invoice-platform run rebuild_invoices`), after which the streams go on; it makes the "
                 "table of landed files from all that was accepted, deleted rows too, and takes other tables as they are"
+            )
+        if "DELTA_STREAMING_INCOMPATIBLE_SCHEMA_CHANGE" in error:
+            return (
+                f"a column of {' or '.join(self.names)} was dropped, renamed or given another type after rows came that were not "
+                "read: run the rebuild job (`invoice-platform run rebuild_invoices`), which reads the table as it is now; then the "
+                "streams go on"
             )
         if "sources in the checkpoint offsets" in error:
             return (
