@@ -21,6 +21,7 @@ from pathlib import Path
 from invoice_platform.errors import PlatformError
 
 OLDEST_JAVA = 17
+LOG_STORE_SOURCE = Path(__file__).with_name("LocalLogStore.java")
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,14 @@ def jar_folder() -> Path:
 
 
 def jar_paths() -> list[Path]:
-    """Return the path of every jar that Spark is given; see `JarSet.paths`."""
-    return SPARK.paths()
+    """Return the path of every jar that Spark is given: see `JarSet.paths`, and `log_store` for the one that is made here."""
+    made = log_store_jar()
+    return [*SPARK.paths(), *([made] if made.exists() else [])]
+
+
+def log_store_jar() -> Path:
+    """Return where the jar of `LocalLogStore.java` is, or would be; `log_store` makes it."""
+    return jar_folder() / f"local-log-store-{hashlib.sha256(LOG_STORE_SOURCE.read_bytes()).hexdigest()[:16]}.jar"
 
 
 def spark_folder() -> Path:
@@ -205,7 +212,7 @@ def spark_folder() -> Path:
 def class_archive() -> Path:
     """Return where the class-data archive of this Java with these jars is, or would be; `class_data` makes it."""
     java = find_java()
-    parts = [spark_folder() / "version.py", *SPARK.paths(), *([java.resolve()] if java else [])]
+    parts = [spark_folder() / "version.py", *jar_paths(), *([java.resolve()] if java else [])]
     facts = [(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in parts]
     return jar_folder() / f"classes-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.jsa"
 

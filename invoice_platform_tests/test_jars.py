@@ -23,6 +23,7 @@ from invoice_platform.jars import (
     jar_folder,
     jar_paths,
     java_version,
+    log_store_jar,
     main,
     require_java,
 )
@@ -34,7 +35,7 @@ JAVA_11 = """echo 'openjdk version "11.0.2" 2019-01-15' >&2"""
 def full(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JarSet:
     """Jars of each kind, all of them in a folder of the test's own."""
     folder = tmp_path / "jars"
-    shutil.copytree(jar_folder(), folder, ignore=shutil.ignore_patterns("*.jsa"))
+    shutil.copytree(jar_folder(), folder, ignore=shutil.ignore_patterns("*.jsa", "local-log-store-*"))
     monkeypatch.setenv("INVOICE_PLATFORM_JARS", str(folder))
     return request.param
 
@@ -79,7 +80,7 @@ def test_kafka_connector_and_spark_are_of_one_version() -> None:
 
 
 def test_jars_of_the_broker_are_not_among_those_of_spark() -> None:
-    assert jar_paths() == SPARK.paths()
+    assert jar_paths() == [*SPARK.paths(), log_store_jar()]
     assert not {path.parent for path in SPARK.paths()} & {path.parent for path in BROKER.paths()}
 
 

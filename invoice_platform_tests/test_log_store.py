@@ -1,0 +1,93 @@
+"""The class by which Spark lists Delta logs: it gives what Delta's own gives, and is made at set-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pyspark.sql import SparkSession
+
+from invoice_platform import log_store
+from invoice_platform.jars import log_store_jar
+from invoice_platform_tests.test_jars import put_java
+
+NAMES = (
+    *(f"{n:020d}.json" for n in range(12)),
+    *(f"{n:020d}.crc" for n in (9, 10, 11)),
+    "00000000000000000005.checkpoint.parquet",
+    "00000000000000000010.checkpoint.parquet",
+    ".00000000000000000005.checkpoint.parquet.crc",
+    "_last_checkpoint",
+    "Ein Name mit Blank und %20 und Ümlaut.json",
+)
+
+
+@pytest.fixture
+def listings(spark: SparkSession) -> Any:
+    """What each of the two stores lists from a path on: name, size, time and whether it is a folder."""
+    session = cast("Any", spark)
+    jvm, conf = session._jvm, session._jsc.hadoopConfiguration()
+    loader = jvm.java.lang.Thread.currentThread().getContextClassLoader()
+    stores = [
+        loader.loadClass(name).getConstructors()[0]
+        for name in ("io.delta.storage.HDFSLogStore", session.conf.get("spark.delta.logStore.file.impl"))
+    ]
+
+    def listed(path: str) -> list[list[tuple[Any, ...]]]:
+        found = []
+        for constructor in stores:
+            arguments = session.sparkContext._gateway.new_array(jvm.java.lang.Object, 1)
+            arguments[0] = conf
+            files = constructor.newInstance(arguments).listFrom(jvm.org.apache.hadoop.fs.Path(path), conf)
+            each = []
+            while files.hasNext():
+                file = files.next()
+                each.append((file.getPath().toString(), file.getLen(), file.getModificationTime(), file.isDirectory()))
+            found.append(each)
+        return found
+
+    return listed
+
+
+@pytest.mark.parametrize("start", [0, 5, 11, 12])
+def test_it_lists_what_deltas_own_store_lists(listings: Any, tmp_path: Path, start: int) -> None:
+    log = tmp_path / "a table" / "_delta_log"
+    (log / "_sidecars").mkdir(parents=True)
+    for size, name in enumerate(NAMES):
+        (log / name).write_bytes(b"x" * size)
+    deltas, ours = listings(f"file:{log}/{start:020d}.")
+    assert ours == deltas
+    assert len(ours) > 2
+
+
+def test_a_table_that_is_not_there_is_none_for_either(spark: SparkSession, tmp_path: Path) -> None:
+    jvm = cast("Any", spark)._jvm
+    path = str(tmp_path / "nothing")
+    assert not jvm.io.delta.tables.DeltaTable.isDeltaTable(path)
+    spark.range(3).write.format("delta").save(path)
+    spark.range(2).write.format("delta").mode("append").save(path)
+    assert spark.read.format("delta").load(path).count() == 5
+    assert spark.read.format("delta").option("versionAsOf", 0).load(path).count() == 3
+
+
+def test_it_is_made_anew_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / log_store_jar().name
+    (old := tmp_path / "local-log-store-of-before.jar").touch()
+    monkeypatch.setattr(log_store, "log_store_jar", lambda: made)
+    assert log_store.main() == 0
+    assert made.stat().st_size > 1000
+    assert list(tmp_path.iterdir()) == [made], f"{old} is gone"
+
+
+def test_without_a_compiler_spark_does_without_it_and_set_up_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(put_java(tmp_path / "home" / "bin", "exit 1").parent.parent))
+    monkeypatch.setattr(log_store, "log_store_jar", lambda: tmp_path / "none.jar")
+    assert log_store.main() == 0
+    said = capsys.readouterr().err
+    assert "Delta logs will be listed by Delta's own class" in said
+    assert "there is no javac beside" in said
+    assert "install one" in said
+    assert not (tmp_path / "none.jar").exists()
