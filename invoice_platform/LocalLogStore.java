@@ -28,9 +28,10 @@ public class LocalLogStore extends HDFSLogStore {
     public Iterator<FileStatus> listFrom(Path path, Configuration hadoopConf) throws IOException {
         Path folder = path.getParent();
         FileSystem fs = folder.getFileSystem(hadoopConf);
-        String[] names = new File(folder.toUri().getPath()).list();
-        if (names == null) {
-            throw new FileNotFoundException(folder + " is not there");
+        File log = new File(folder.toUri().getPath());
+        String[] names = log.list();
+        if (names == null) { // Java does not say why; a log that is not there means a table that is not there
+            throw log.exists() ? new IOException(log + " cannot be listed") : new FileNotFoundException(log + " is not there");
         }
         Arrays.sort(names);
         List<FileStatus> found = new ArrayList<>();
@@ -38,7 +39,7 @@ public class LocalLogStore extends HDFSLogStore {
             boolean checksum = name.startsWith(".") && name.endsWith(".crc"); // Hadoop's, which it lists nowhere
             if (name.compareTo(path.getName()) >= 0 && !checksum) {
                 try {
-                    found.add(fs.getFileStatus(new Path(folder, name)));
+                    found.add(fs.getFileStatus(new Path(folder, new Path(null, null, name)))); // a name may have a colon
                 } catch (FileNotFoundException deletedMeanwhile) {
                     continue;
                 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
 from invoice_platform import log_store
@@ -19,7 +20,7 @@ NAMES = (
     "00000000000000000010.checkpoint.parquet",
     ".00000000000000000005.checkpoint.parquet.crc",
     "_last_checkpoint",
-    "Ein Name mit Blank und %20 und Ümlaut.json",
+    "a name with blanks: %20, ü.json",
 )
 
 
@@ -34,9 +35,9 @@ def listings(spark: SparkSession) -> Any:
         for name in ("io.delta.storage.HDFSLogStore", session.conf.get("spark.delta.logStore.file.impl"))
     ]
 
-    def listed(path: str) -> list[list[tuple[Any, ...]]]:
+    def listed(path: str, only: int | None = None) -> list[list[tuple[Any, ...]]]:
         found = []
-        for constructor in stores:
+        for constructor in stores if only is None else [stores[only]]:
             arguments = session.sparkContext._gateway.new_array(jvm.java.lang.Object, 1)
             arguments[0] = conf
             files = constructor.newInstance(arguments).listFrom(jvm.org.apache.hadoop.fs.Path(path), conf)
@@ -59,6 +60,17 @@ def test_it_lists_what_deltas_own_store_lists(listings: Any, tmp_path: Path, sta
     deltas, ours = listings(f"file:{log}/{start:020d}.")
     assert ours == deltas
     assert len(ours) > 2
+
+
+@pytest.mark.parametrize(("kind", "error"), [("nothing", "FileNotFoundException"), ("a file", "IOException")])
+def test_a_log_that_cannot_be_listed_is_not_taken_for_none(
+    listings: Any, tmp_path: Path, kind: str, error: str
+) -> None:
+    log = tmp_path / "_delta_log"
+    if kind == "a file":
+        log.touch()
+    with pytest.raises(Py4JJavaError, match=rf"java\.io\.{error}: {log}"):
+        listings(f"file:{log}/{0:020d}.", only=-1)
 
 
 def test_a_table_that_is_not_there_is_none_for_either(spark: SparkSession, tmp_path: Path) -> None:
