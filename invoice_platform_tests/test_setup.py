@@ -55,8 +55,9 @@ class Tree:
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
-        # It would make an archive of the classes of a Spark that is not installed here; test_session.py looks at the real one.
-        (folder / "invoice_platform" / "class_data.py").touch()
+        # They would work with a Spark that is not installed here; test_log_store.py and test_session.py look at the real ones.
+        for name in ("log_store.py", "class_data.py"):
+            (folder / "invoice_platform" / name).touch()
         (folder / "pyproject.toml").write_text(PYPROJECT)
         (folder / "backend.py").write_text(BACKEND)
         (folder / "constraints.txt").touch()
