@@ -6,13 +6,11 @@ other jars) or is not there, a JVM reads the jars, as it would without it.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.jars import class_archive
+from invoice_platform.jars import class_archive, make_if_missing, put_in_place
 
 INVOICES = 200
 """Enough to go through all that a run does."""
@@ -26,6 +24,7 @@ def make(archive: Path) -> None:
     PlatformError
         When Spark does not start, does not run the streams or does not write the archive.
     """
+    print("making the archive of Spark's classes, for quicker starts (about a minute)", file=sys.stderr)
     import invoice_platform.definitions  # noqa: F401  declares all streams
     from invoice_platform.broker import free_port
     from invoice_platform.generate import generate_files
@@ -37,11 +36,10 @@ def make(archive: Path) -> None:
     from invoice_platform.streaming.settings import RunSettings
     from invoice_platform.streaming.stream import run_streams
 
-    # Inside its own folder, so that the move is a rename within one file system.
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".making-") as work:
-        layout, made = Layout.at(Path(work) / "root"), Path(work) / archive.name
+    with put_in_place(archive, "classes-*.jsa") as work:
+        layout, made = Layout.at(work / "root"), work / archive.name
         layout.landing("invoices").mkdir(parents=True)
-        for file in generate_files(Path(work) / "generated", files=1, invoices_per_file=INVOICES, seed=1, faults=0.05):
+        for file in generate_files(work / "generated", files=1, invoices_per_file=INVOICES, seed=1, faults=0.05):
             land(file.path, layout.landing("invoices"))
         with warm_server(layout, free_port(), write_classes_to=made), lazy_session(layout) as spark:
             run_streams(from_files(), spark, layout, RunSettings(), run="making the archive of classes")
@@ -50,25 +48,13 @@ def make(archive: Path) -> None:
             raise PlatformError(
                 f"Java wrote no archive of classes; see what it can do with -XX:ArchiveClassesAtExit={made}"
             )
-        os.replace(made, archive)
-    for other in archive.parent.glob("classes-*.jsa"):
-        if other != archive:
-            other.unlink(missing_ok=True)
 
 
 def main() -> int:
-    """Make the archive unless it is there. Spark starts without it, too, so that what hinders is said and no more."""
-    archive = class_archive()
-    if not archive.exists():
-        print("making the archive of Spark's classes, for quicker starts (about a minute)", file=sys.stderr)
-        try:
-            make(archive)
-        except PlatformError as error:
-            print(
-                f"no archive of Spark's classes was made, and each start takes some seconds longer: {error}",
-                file=sys.stderr,
-            )
-    return 0
+    """Make the archive unless it is there."""
+    return make_if_missing(
+        class_archive(), make, "no archive of Spark's classes was made, and each start takes some seconds longer"
+    )
 
 
 if __name__ == "__main__":

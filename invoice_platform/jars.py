@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,6 +194,34 @@ def jar_paths() -> list[Path]:
 def log_store_jar() -> Path:
     """Return where the jar of `LocalLogStore.java` is, or would be; `log_store` makes it."""
     return jar_folder() / f"local-log-store-{hashlib.sha256(LOG_STORE_SOURCE.read_bytes()).hexdigest()[:16]}.jar"
+
+
+@contextmanager
+def put_in_place(path: Path, of_other_versions: str) -> Iterator[Path]:
+    """A folder to make a file in, under the name of `path`, where it is put, whole, when the block ends; others are removed.
+
+    Parameters
+    ----------
+    of_other_versions : str
+        Pattern of the names beside `path` that files of other versions have.
+    """
+    # Inside its own folder, so that the move is a rename within one file system.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as work:
+        yield Path(work)
+        os.replace(Path(work, path.name), path)
+    for other in path.parent.glob(of_other_versions):
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def make_if_missing(path: Path, make: Callable[[Path], None], without_it: str) -> int:
+    """Let `make` make what Spark starts without, too: what hinders is said, after what that means, and no more. Exit code 0."""
+    if not path.exists():
+        try:
+            make(path)
+        except PlatformError as error:
+            print(f"{without_it}: {error}", file=sys.stderr)
+    return 0
 
 
 def spark_folder() -> Path:

@@ -9,12 +9,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from invoice_platform.errors import PlatformError
-from invoice_platform.jars import LOG_STORE_SOURCE, OLDEST_JAVA, SPARK, find_java, log_store_jar, spark_folder
+from invoice_platform.jars import (
+    LOG_STORE_SOURCE,
+    OLDEST_JAVA,
+    SPARK,
+    find_java,
+    log_store_jar,
+    make_if_missing,
+    put_in_place,
+    spark_folder,
+)
 
 
 def make(jar: Path) -> None:
@@ -33,36 +41,23 @@ def make(jar: Path) -> None:
             f"there is no javac beside {java or 'Java'}: install one (Debian: apt-get install openjdk-{OLDEST_JAVA}-jdk-headless)"
         )
     classes = os.pathsep.join((*map(str, SPARK.paths()), str(spark_folder() / "jars" / "*")))
-    # Inside its own folder, so that the move is a rename within one file system.
-    with tempfile.TemporaryDirectory(dir=jar.parent, prefix=".compiling-") as work:
+    with put_in_place(jar, "local-log-store-*.jar") as work:
         command = [compiler, "--release", str(OLDEST_JAVA), "-nowarn", "-cp", classes, "-d", work, LOG_STORE_SOURCE]
         ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if ran.returncode:
             raise PlatformError(
                 f"{compiler} could not compile {LOG_STORE_SOURCE}: {' '.join(ran.stderr.split())[:300]}"
             )
-        made = Path(work, jar.name)
-        with zipfile.ZipFile(made, "w") as archive:
-            for file in sorted(Path(work).rglob("*.class")):
+        with zipfile.ZipFile(work / jar.name, "w") as archive:
+            for file in sorted(work.rglob("*.class")):
                 archive.write(file, file.relative_to(work))
-        os.replace(made, jar)
-    for other in jar.parent.glob("local-log-store-*.jar"):
-        if other != jar:
-            other.unlink(missing_ok=True)
 
 
 def main() -> int:
-    """Make the jar unless it is there. Spark starts without it, too, so that what hinders is said and no more."""
-    jar = log_store_jar()
-    if not jar.exists():
-        try:
-            make(jar)
-        except PlatformError as error:
-            print(
-                f"Delta logs will be listed by Delta's own class, which takes longer with each version: {error}",
-                file=sys.stderr,
-            )
-    return 0
+    """Make the jar unless it is there."""
+    return make_if_missing(
+        log_store_jar(), make, "Delta logs will be listed by Delta's own class, which takes longer with each version"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,10 @@ class _Opened:
     state: tuple[tuple[int, ...], ...]
     """Of the files that it was read from."""
     table: DeltaTable
-    facts: TableFacts | None = None
+
+    @cached_property
+    def facts(self) -> TableFacts:
+        return _count(self.table)
 
 
 _opened: dict[Path, _Opened] = {}
@@ -367,18 +371,17 @@ def facts(path: Path, version: int | None = None) -> TableFacts | None:
     if table is None:
         return None
     opened = _opened.get(path)
-    if opened is not None and opened.table is table and opened.facts is not None:
-        return opened.facts
+    return opened.facts if opened is not None and opened.table is table else _count(table)
+
+
+def _count(table: DeltaTable) -> TableFacts:
     actions = add_actions(table, "num_records", "size_bytes")
-    found = TableFacts(
+    return TableFacts(
         version=table.version(),
         rows=sum(actions["num_records"]),
         files=len(actions["size_bytes"]),
         bytes=sum(actions["size_bytes"]),
     )
-    if opened is not None and opened.table is table:
-        opened.facts = found
-    return found
 
 
 def add_actions(table: DeltaTable, *columns: str) -> dict[str, list[Any]]:
