@@ -25,13 +25,14 @@ from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.silver import LINE_ITEMS_STREAM, QUARANTINE_STREAM
 from invoice_platform.history import trim
 from invoice_platform.orchestrate import instance as open_instance
+from invoice_platform.streaming import tables
 from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform.streaming.layout import Layout
 from invoice_platform.streaming.repair import plan
 from invoice_platform.streaming.retention import behind, needed_from, trim_checkpoints, trim_log
 from invoice_platform.streaming.sources import LandedFiles
 from invoice_platform.streaming.state import write_state
-from invoice_platform.streaming.tables import commit_path, damage, facts, latest_version
+from invoice_platform.streaming.tables import checkpoint_log, checkpoints_of, commit_path, damage, facts, latest_version
 
 DAY = 86_400
 RUNS = 40
@@ -338,6 +339,31 @@ def test_a_log_is_cut_at_an_old_checkpoint_and_the_table_is_the_same(layout: Lay
     assert DeltaTable(str(path)).to_pyarrow_table().num_rows == 12
     assert facts(path, 6) is not None
     assert trim_log(path, 12) == 0
+
+
+def test_a_checkpoint_is_made_of_a_log_that_got_long(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "CHECKPOINT_COMMITS", 4)
+    path = a_table(layout, "invoices", 4, checkpoints=(), old=False)
+    checkpoint_log(path)
+    assert checkpoints_of(path) == {}, "version 3"
+    a_table(layout, "invoices", 2, checkpoints=(), old=False)
+    checkpoint_log(path)
+    checkpoint_log(path)
+    assert list(checkpoints_of(path)) == [5]
+    found = facts(path)
+    assert found is not None
+    assert found.rows == 6
+
+
+def test_a_log_of_which_no_checkpoint_can_be_made_stays_as_it_is(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tables, "CHECKPOINT_COMMITS", 1)
+    path = a_table(layout, "invoices", 3, checkpoints=(), old=False)
+    commit_path(path, 1).write_text("{")
+    checkpoint_log(path)
+    assert "table invoices: no checkpoint of its log: " in caplog.text
+    assert checkpoints_of(path) == {}
 
 
 def test_checksums_before_the_last_checkpoint_but_one_go_at_any_age(layout: Layout) -> None:

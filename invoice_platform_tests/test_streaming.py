@@ -12,12 +12,13 @@ import pytest
 from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.assets.word_count import WORD_COUNT_STREAM
 from invoice_platform.errors import PlatformError, StreamFailed, StreamLocked
+from invoice_platform.streaming import tables
 from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform.streaming.lock import stream_lock
 from invoice_platform.streaming.rebuild import rebuild
 from invoice_platform.streaming.sources import LandedFiles
 from invoice_platform.streaming.stream import RunSettings, RunSummary, Stream, run_stream, run_streams
-from invoice_platform.streaming.tables import facts
+from invoice_platform.streaming.tables import checkpoints_of, commit_path, facts
 from invoice_platform.streaming.trigger import Trigger
 from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item, wait_until
 
@@ -203,6 +204,33 @@ def test_a_run_of_nothing_new_opens_no_session(platform: Platform) -> None:
 
     summaries = run_streams(INVOICE_STREAMS, no_session, platform.layout, RunSettings(), run="test")
     assert [s.rows_added for s in summaries] == [0, 0, 0]
+
+
+def test_a_checkpoint_of_a_tables_log_is_all_that_spark_needs_of_it(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "CHECKPOINT_COMMITS", 3)
+    for n in range(6):
+        platform.land(f"{n}.json", invoice(str(n)))
+        run(platform)
+    path = platform.layout.table("invoices")
+    assert sorted(checkpoints_of(path)) == [3, 6]
+    properties = platform.sql(f"SHOW TBLPROPERTIES delta.`{path}` ('delta.checkpointInterval')")
+    assert properties == [("delta.checkpointInterval", "1000")], "so that Spark makes none within a commit"
+    before = platform.sql("SELECT * FROM {invoices} ORDER BY InvoiceNumber")
+
+    for version in range(6):
+        commit_path(path, version).unlink()
+    jvm: Any = platform.spark._jvm  # pyright: ignore[reportAttributeAccessIssue]
+    jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+    assert platform.sql("SELECT * FROM {invoices} ORDER BY InvoiceNumber") == before
+    # As if the last run had been killed before Spark noted its micro-batch, which the table has.
+    commits = platform.layout.checkpoint("invoices", 1) / "commits"
+    (commits / "5").unlink()
+    (commits / ".5.crc").unlink()
+    platform.land("6.json", invoice("6"))
+    run(platform)
+    assert numbers(platform) == [*"0123456"]
 
 
 def test_a_second_run_is_told_who_holds_the_checkpoint(platform: Platform) -> None:

@@ -75,8 +75,6 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         "spark.sql.warehouse.dir": str(layout.lakehouse),
         # A Delta log of a few hundred files needs one task, not 50, to be read.
         "spark.databricks.delta.snapshotPartitions": "1",
-        # Of new tables. By default every 10th commit writes the state of the whole table, which takes it a second more.
-        "spark.databricks.delta.properties.defaults.checkpointInterval": "30",
         "spark.sql.shuffle.partitions": str(min(os.cpu_count() or 2, 8)),
         # Default 10,000: over 32 files are listed in a job of as many tasks at each micro-batch.
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",

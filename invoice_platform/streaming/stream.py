@@ -26,7 +26,7 @@ from invoice_platform.streaming.session import RemoteSession, spark_exceptions
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sinks import ConnectorSink, Query, Service, Sink
 from invoice_platform.streaming.sources import DeltaTable, LandedFiles, Leg, Source
-from invoice_platform.streaming.tables import Table, TableFacts, facts, open_delta
+from invoice_platform.streaming.tables import Table, TableFacts, checkpoint_log, facts, open_delta
 from invoice_platform.streaming.tables import damage as table_damage
 from invoice_platform.streaming.trigger import Trigger
 from invoice_platform.streaming.unfinished import finish_interrupted
@@ -317,6 +317,8 @@ class _StreamRun:
             )
             self.summary.batches.append(batch)
             self._on_batch(self.stream.name, batch)
+        if self.stream.table is not None:
+            checkpoint_log(self.layout.table(self.stream.table.name))
 
     def _lost(self, progress: Mapping[str, Any]) -> int:
         offsets = {which: _offset(progress[which]) for which in ("startOffset", "endOffset")}

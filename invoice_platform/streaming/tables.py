@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import time
@@ -32,6 +33,10 @@ BATCH_ROWS = 512
 MAKING_SECONDS = 10.0
 """How long the first commit of a table may take from the making of its log's folder."""
 OPENED_TABLES = 16
+CHECKPOINT_COMMITS = 30
+"""Commits of a table after which `checkpoint_log` makes a checkpoint of its log."""
+SPARK_CHECKPOINT_COMMITS = 1_000
+"""After which Spark would make one within a commit, as it does every 10 by default."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,8 @@ class Table:
         )
 
     def _properties(self) -> str:
-        properties = {"invoice_platform.declared": "true"} | self.properties
+        own = {"invoice_platform.declared": "true", "delta.checkpointInterval": str(SPARK_CHECKPOINT_COMMITS)}
+        properties = own | self.properties
         return ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in properties.items())
 
 
@@ -447,6 +453,23 @@ def last_checkpoint(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: Delta, too, then looks for itself
         found = (file.name[:20] for file in log.glob("*.checkpoint*.parquet"))
         return max((int(number) for number in found if number.isdigit()), default=-1)
+
+
+def checkpoint_log(path: Path) -> None:
+    """Make a checkpoint of a table's log when it has `CHECKPOINT_COMMITS` since its last one.
+
+    By delta-rs, which takes 0.004 s for a table of 10,000 files: the commit within which Spark makes one takes 0.9 to 1.3 s
+    more. Whoever has just written the table does this. Where it cannot be done (disk, damage), the log only stays longer.
+    """
+    from deltalake.exceptions import DeltaError
+
+    if latest_version(path) - max(last_checkpoint(path), 0) < CHECKPOINT_COMMITS:
+        return
+    try:
+        if (table := open_delta(path)) is not None:
+            table.create_checkpoint()
+    except (OSError, DeltaError, PlatformError) as error:
+        logging.getLogger(__name__).warning(f"table {path.name}: no checkpoint of its log: {first_line(error)}")
 
 
 def checkpoints_of(path: Path) -> dict[int, Path]:
