@@ -359,8 +359,8 @@ quarantine = typer.Typer(
 )
 app.add_typer(quarantine, name="quarantine")
 REASON = typer.Option(help="Only records whose reason holds this text.")
-TEXT_CHARACTERS = 200
-"""Of a record's text in a table, at most; json and csv have it whole."""
+TEXT_WIDTH = 0.5
+"""Of a table's width so many characters of a record's text are shown, folded as all else; json and csv have it whole."""
 
 
 @quarantine.command("list")
@@ -395,10 +395,12 @@ def quarantine_list(
         else:
             table = Table()
             for name in names:
-                table.add_column(name, overflow="ellipsis" if name == "raw" else "fold", no_wrap=name == "raw")
+                table.add_column(name, overflow="fold")
+            most = int(out.width * TEXT_WIDTH)
             for row in rows:
                 place, at, why, raw, *sent = row
-                table.add_row(*(cell(value) for value in (place, at, why, raw[:TEXT_CHARACTERS], *sent)))
+                text = raw if len(raw) <= most else f"{raw[:most]}…"
+                table.add_row(*(cell(value) for value in (place, at, why, text, *sent)))
             if table.row_count:
                 out.print(table)
         counts = found.totals(notes)

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from invoice_platform import cli
 from invoice_platform.errors import PlatformError
 from invoice_platform.quarantine import Notes, Quarantine, Record, export, retry, retry_mended, summary
 from invoice_platform.streaming.landing import land
@@ -264,8 +265,21 @@ def test_list_shows_what_is_open_and_says_the_reasons(
     table = capsys.readouterr().out
     assert f"{source}:2" in table
     assert "│ two " in table
-    assert call(monkeypatch, "status", "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out)["quarantine"] == {"open": 2, "sent_again": 1}
+
+
+def test_each_column_of_the_list_has_its_part_of_a_narrow_terminal(
+    root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "x" * 10_000
+    root.file("a.json", text.encode(), {text: "far too long to be an invoice"})
+    monkeypatch.setattr(cli.out, "width", 80)
+    assert call(monkeypatch, "quarantine", "list") == 0
+    row = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    place, at, reason, raw = ("".join(part.strip() for part in parts) for parts in zip(*row, strict=True))
+    assert place.endswith("a.json:1")
+    assert at == "2026-03-01T00:01:00+00:00"
+    assert reason.replace(" ", "") == "fartoolongtobeaninvoice"
+    assert raw == "x" * 40 + "…"
 
 
 def test_a_text_is_shown_and_not_obeyed(
