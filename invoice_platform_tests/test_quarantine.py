@@ -265,6 +265,8 @@ def test_list_shows_what_is_open_and_says_the_reasons(
     table = capsys.readouterr().out
     assert f"{source}:2" in table
     assert "│ two " in table
+    assert call(monkeypatch, "status", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["quarantine"] == {"open": 2, "sent_again": 1}
 
 
 def test_each_column_of_the_list_has_its_part_of_a_narrow_terminal(
