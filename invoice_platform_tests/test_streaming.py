@@ -21,6 +21,7 @@ from invoice_platform.streaming.stream import RunSettings, RunSummary, Stream, r
 from invoice_platform.streaming.tables import checkpoints_of, commit_path, facts
 from invoice_platform.streaming.trigger import Trigger
 from invoice_platform_tests.conftest import INVOICE_STREAMS, Platform, invoice, item, wait_until
+from invoice_platform_tests.test_repair import forget_commit
 
 ONE_FILE = RunSettings(max_files_per_trigger=1)
 ALL_FILES = RunSettings()
@@ -225,9 +226,7 @@ def test_a_checkpoint_of_a_tables_log_is_all_that_spark_needs_of_it(
     jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
     assert platform.sql("SELECT * FROM {invoices} ORDER BY InvoiceNumber") == before
     # As if the last run had been killed before Spark noted its micro-batch, which the table has.
-    commits = platform.layout.checkpoint("invoices", 1) / "commits"
-    (commits / "5").unlink()
-    (commits / ".5.crc").unlink()
+    forget_commit(platform, 5)
     platform.land("6.json", invoice("6"))
     run(platform)
     assert numbers(platform) == [*"0123456"]

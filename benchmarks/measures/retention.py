@@ -31,7 +31,7 @@ _SENSOR = InstigatorType.SENSOR
 def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("retention")
-    # Delta's logs are cut up to an old checkpoint, which every 30th commit writes; Spark's keep 30 micro-batches.
+    # Delta's logs are cut up to an old checkpoint, one of which is made after 30 commits; Spark's keep 30 micro-batches.
     runs, ticks = bench.size(33, 1), bench.size(1_000, 20)
     files = iter(make(work / "files", files=2 * runs, invoices=bench.size(500, 10)).files)
     with bench.platform(work / "root") as platform:

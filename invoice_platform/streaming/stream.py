@@ -298,7 +298,7 @@ class _StreamRun:
 
     def _collect(self, query: StreamingQuery) -> None:
         """Take over the micro-batches that Spark has reported since the last call."""
-        self._collected = time.monotonic()
+        self._collected, known = time.monotonic(), len(self.summary.batches)
         for progress in query.recentProgress:  # a bounded buffer: read at least every COLLECT_SECONDS
             # A trigger that found nothing is reported too, without having added a batch.
             if progress["batchId"] <= self._last_batch or "addBatch" not in progress["durationMs"]:
@@ -317,7 +317,7 @@ class _StreamRun:
             )
             self.summary.batches.append(batch)
             self._on_batch(self.stream.name, batch)
-        if self.stream.table is not None:
+        if self.stream.table is not None and len(self.summary.batches) > known:
             checkpoint_log(self.layout.table(self.stream.table.name))
 
     def _lost(self, progress: Mapping[str, Any]) -> int:
