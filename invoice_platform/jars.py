@@ -23,7 +23,8 @@ from pathlib import Path
 from invoice_platform.errors import PlatformError
 
 OLDEST_JAVA = 17
-LOG_STORE_SOURCE = Path(__file__).with_name("LocalLogStore.java")
+JAVA_SOURCES = Path(__file__).with_name("java")
+OWN_JAR = "invoice-platform"
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,20 @@ def jar_folder() -> Path:
 
 
 def jar_paths() -> list[Path]:
-    """Return the path of every jar that Spark is given: see `JarSet.paths`, and `log_store` for the one that is made here."""
-    made = log_store_jar()
+    """Return the path of every jar that Spark is given: see `JarSet.paths`, and `java_classes` for the one that is made here."""
+    made = own_jar()
     return [*SPARK.paths(), *([made] if made.exists() else [])]
 
 
-def log_store_jar() -> Path:
-    """Return where the jar of `LocalLogStore.java` is, or would be; `log_store` makes it."""
-    return jar_folder() / f"local-log-store-{hashlib.sha256(LOG_STORE_SOURCE.read_bytes()).hexdigest()[:16]}.jar"
+def own_jar() -> Path:
+    """Return where the jar of the classes in `java/` is, or would be; `java_classes` makes it."""
+    text = b"".join(source.read_bytes() for source in java_sources())
+    return jar_folder() / f"{OWN_JAR}-{hashlib.sha256(text).hexdigest()[:16]}.jar"
+
+
+def java_sources() -> list[Path]:
+    """Return the files in `java/`."""
+    return sorted(JAVA_SOURCES.glob("*.java"))
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from invoice_platform.jars import (
     jar_folder,
     jar_paths,
     java_version,
-    log_store_jar,
     main,
+    own_jar,
     require_java,
 )
 
@@ -80,7 +80,7 @@ def test_kafka_connector_and_spark_are_of_one_version() -> None:
 
 
 def test_jars_of_the_broker_are_not_among_those_of_spark() -> None:
-    assert jar_paths() == [*SPARK.paths(), log_store_jar()]
+    assert jar_paths() == [*SPARK.paths(), own_jar()]
     assert not {path.parent for path in SPARK.paths()} & {path.parent for path in BROKER.paths()}
 
 

@@ -10,12 +10,14 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from invoice_platform.assets.bronze import INVOICES_STREAM
 from invoice_platform.generate import InvoiceGenerator
 from invoice_platform.schemas import LANDED_INVOICE
+from invoice_platform.streaming import json_lines
 from invoice_platform.streaming.landing import LandingFolder
 from invoice_platform_tests.conftest import Platform, invoice, item
 from invoice_platform_tests.reference import Number, Read, read
@@ -211,11 +213,18 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def test_random_files_are_read_as_plain_python_reads_them(platform: Platform) -> None:
+@pytest.mark.parametrize(
+    "many", [pytest.param(EXAMPLES, id="plain lines by Java"), pytest.param(EXAMPLES // 4, id="all by SQL")]
+)
+def test_random_files_are_read_as_plain_python_reads_them(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
     """All examples are read by Spark in one go; a second pass over the same examples shrinks what differs."""
+    if many < EXAMPLES:
+        monkeypatch.setattr(json_lines, "FUNCTIONS_SETTING", "spark.sql.catalog.none")
     examples: list[bytes] = []
     how = settings(
-        max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
+        max_examples=many, database=None, deadline=None, phases=[Phase.generate, Phase.shrink],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example], print_blob=False,
     )  # fmt: skip
 
@@ -226,7 +235,7 @@ def test_random_files_are_read_as_plain_python_reads_them(platform: Platform) ->
         examples.append(file)
 
     collect()
-    assert len(examples) >= EXAMPLES
+    assert len(examples) >= many
     differ = differences(platform, list(dict.fromkeys(examples)))
     known = set(examples)
     print(f"{len(examples)} files of seed {SEED}, {len(known)} of them different; {len(differ)} are read otherwise")

@@ -55,8 +55,8 @@ class Tree:
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
-        # They would work with a Spark that is not installed here; test_log_store.py and test_session.py look at the real ones.
-        for name in ("log_store.py", "class_data.py"):
+        # They would work with a Spark that is not installed here; test_java_classes.py and test_session.py look at the real ones.
+        for name in ("java_classes.py", "class_data.py"):
             (folder / "invoice_platform" / name).touch()
         (folder / "pyproject.toml").write_text(PYPROJECT)
         (folder / "backend.py").write_text(BACKEND)

@@ -4,10 +4,10 @@ Spark's own `from_json` says nothing of a second document on the line, a repeate
 declared, a string for a number or a number for a string, and rounds what has too many decimals. So a line is read in one of two
 ways, with the same result:
 
-- A *plain* line is written just as declared: the fields in their order, few escapes, no exponent, nothing else. One regular
-  expression, made from the declaration, tells; `from_json` then has nothing to misread. That is how tills write, and it is fast.
+- A *plain* line is written as declared: one object of the declared fields and no others, each of its type, no exponent. A function
+  in Java (`java/PlainRecords.java`) reads it, and gives nothing for a line that is not. That is how tills write, and it is fast.
 - Any other line becomes a VARIANT, which keeps every number to its last digit and refuses repeated keys, and each declared
-  field of it is looked at. That takes about ten times as long.
+  field of it is looked at. That takes about ten times as long. In a Spark without the function every line is read so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from invoice_platform.streaming.session import FUNCTIONS, FUNCTIONS_SETTING
 from invoice_platform.streaming.tables import Column
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
 BLANK = r"\A\s*\z"
 """A line that holds nothing, as a regular expression."""
-PLAIN_BYTES = 8_192
-"""A longer line is not plain: Java's regular expressions take stack with each repetition."""
-_PLAIN_STRING = r'"[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+){0,20}+"'
-"""Some escapes are in it, such as of a quote, but none of a character by its number: half of a pair is one too."""
 FAULTS_NAMED = 5
 """Fields that a reason names, at most."""
 _HUGE_EXPONENT = r"[0-9][eE][+-]?[0-9]{4}"
@@ -51,7 +48,7 @@ def one_document(line: str) -> str:
 
 
 def from_json(
-    line: str, columns: Sequence[Column], corrupt: str | None = None, options: Mapping[str, str] | None = None
+    line: str, columns: Sequence[Column], corrupt: str, options: Mapping[str, str] | None = None
 ) -> SparkColumn:
     """A struct of `columns`, with the text in `corrupt` when the line is not JSON of those columns and types.
 
@@ -60,8 +57,6 @@ def from_json(
     from pyspark.sql import functions as F
 
     schema = ", ".join(c.ddl for c in columns)
-    if corrupt is None:
-        return F.from_json(line, schema, _STRICT)
     named = {"columnNameOfCorruptRecord": corrupt}
     parsed = F.from_json(line, f"{schema}, `{corrupt}` string", _STRICT | named | dict(options or {}))
     return F.when(~F.col(line).rlike(_HUGE_EXPONENT), parsed)
@@ -86,26 +81,23 @@ def read_records(lines: DataFrame, columns: Sequence[Column], max_bytes: int) ->
     from pyspark.sql import functions as F
 
     struct = f"STRUCT<{', '.join(f'`{c.name}`: {c.type}' for c in columns)}>"
-    plain = F.expr(f"octet_length(value) <= {PLAIN_BYTES} AND is_valid_utf8(value)") & F.col("value").rlike(
-        plain_line(columns)
-    )
-    odd = F.expr(
-        f"IF(plain OR octet_length(value) > {max_bytes} OR NOT is_valid_utf8(value), NULL, try_parse_json(value))"
-    )
+    plain = f"CAST(NULL AS {struct})"
+    if lines.sparkSession.conf.get(FUNCTIONS_SETTING, None) is not None:
+        plain = f"IF(octet_length(value) <= {max_bytes}, {plain_record(columns)}, NULL)"
+    odd = f"IF(plain IS NOT NULL OR octet_length(value) > {max_bytes} OR NOT is_valid_utf8(value), NULL, try_parse_json(value))"
+    is_odd = F.col("plain").isNull()
     return (
-        lines.withColumn("plain", plain)
-        .withColumn("odd", odd)
-        .withColumn("fault", F.when(~F.col("plain"), F.expr(_fault(columns, max_bytes))))
+        lines.withColumn("plain", F.expr(plain))
+        .withColumn("odd", F.expr(odd))
+        .withColumn("fault", F.when(is_odd, F.expr(_fault(columns, max_bytes))))
         .withColumn(
             "record",
-            F.when(F.col("plain"), from_json("value", columns)).when(
-                F.col("fault").isNull(), F.expr(f"CAST(odd AS {struct})")
-            ),
+            F.coalesce("plain", F.when(F.col("fault").isNull(), F.expr(f"CAST(odd AS {struct})"))),
         )
         .withColumn(
             "rescued",
             F.when(
-                ~F.col("plain") & F.col("fault").isNull(),
+                is_odd & F.col("fault").isNull(),
                 F.expr(f"nullif(to_json({_unknown('odd', columns)}), '{{}}')"),
             ),
         )
@@ -113,49 +105,28 @@ def read_records(lines: DataFrame, columns: Sequence[Column], max_bytes: int) ->
     )
 
 
-def plain_line(columns: Sequence[Column]) -> str:
-    """A regular expression (Java's) of a whole line that is written just as declared."""
-    return rf"\A[ \t\r]*+{_plain_object(columns)}[ \t\r]*+\z"
+def plain_record(columns: Sequence[Column]) -> str:
+    """SQL: the record of a plain line in `value`, by the function in Java; null for any other line."""
+    return f"{FUNCTIONS}.plain_record(value, CAST(NULL AS {_shape(columns)}))"
 
 
-def _plain_object(columns: Sequence[Column]) -> str:
-    fields = ""
-    for position, column in enumerate(columns):
-        comma = ", ?+" if position else ""
-        value = _plain_value(column)
-        if column.required:
-            fields += rf'{comma}"{column.name}": ?+{value}'
-        else:
-            fields += rf'(?:{comma}"{column.name}": ?+(?:null|{value}))?+'
-    return rf"\{{{fields}\}}"
+def _shape(columns: Sequence[Column]) -> str:
+    """The struct of `columns` as `plain_record` wants it told: with which fields are required, and which numbers are rounded."""
+    return f"STRUCT<{', '.join(_field(c) for c in columns)}>"
 
 
-def _plain_value(column: Column) -> str:
-    if column.type == "string":
-        return _PLAIN_STRING
-    if column.fields:
-        one = _plain_object(column.fields)
-        return rf"\[{one}(?:, ?+{one})*+\]" if column.is_array else one
-    whole, decimals = _digits(column)
-    if decimals == 0:
-        return _plain_whole(whole)
-    # A rounded one may gain a digit.
-    return (
-        rf"{_plain_whole(whole - 1)}(?:\.[0-9]++)?+"
-        if column.rounded
-        else rf"{_plain_whole(whole)}(?:\.[0-9]{{1,{decimals}}}+0*+)?+"
-    )
+def _field(column: Column) -> str:
+    of = _shape(column.fields) if column.fields else column.type
+    of_type = f"ARRAY<{of}>" if column.is_array else of
+    required, rounded = " NOT NULL" if column.required else "", " COMMENT 'rounded'" if column.rounded else ""
+    return f"`{column.name}`: {of_type}{required}{rounded}"
 
 
-def _plain_whole(digits: int) -> str:
-    return rf"-?+(?:0|[1-9][0-9]{{0,{digits - 1}}}+)"
-
-
-def _digits(column: Column) -> tuple[int, int]:
-    """Digits that a number may have before the point for certain, and after it."""
-    if (match := re.fullmatch(r"decimal\((\d+),\s*(\d+)\)", column.type)) is not None:
-        return int(match[1]) - int(match[2]), int(match[2])
-    return {"int": (9, 0), "bigint": (18, 0)}[column.type]
+def _digits(decimal: str) -> tuple[int, int]:
+    """Digits that a number of such a type may have before the point, and after it."""
+    match = re.fullmatch(r"decimal\((\d+),\s*(\d+)\)", decimal)
+    assert match, decimal
+    return int(match[1]) - int(match[2]), int(match[2])
 
 
 def _fault(columns: Sequence[Column], max_bytes: int) -> str:
@@ -285,7 +256,7 @@ def _as_data(columns: Sequence[Column]) -> list[dict[str, object]]:
     """What `_FITS` has to know of columns; see `_DESCRIBED`."""
     described: list[dict[str, object]] = []
     for c in columns:
-        whole, decimals = _digits(c) if c.type.startswith("decimal") else (0, 0)
+        whole, decimals = _digits(c.type) if c.type.startswith("decimal") else (0, 0)
         described.append(
             {
                 "name": c.name,
@@ -318,7 +289,7 @@ def _words(column: Column) -> str:
         return "a string"
     if column.type in ("int", "bigint"):
         return f"a whole number of {32 if column.type == 'int' else 64} bits"
-    whole, decimals = _digits(column)
+    whole, decimals = _digits(column.type)
     return f"a number of at most {whole} digits before the point{'' if column.rounded else f' and {decimals} after it'}"
 
 

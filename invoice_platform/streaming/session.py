@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 from invoice_platform.errors import PlatformError, first_line
-from invoice_platform.jars import class_archive, jar_paths, log_store_jar, require_java, spark_folder
+from invoice_platform.jars import class_archive, jar_paths, own_jar, require_java, spark_folder
 from invoice_platform.streaming.layout import ROOT_VARIABLE, Layout
 from invoice_platform.streaming.state import read_state, write_state
 
@@ -38,6 +38,15 @@ SHORT_LIVED = {"spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1"}
 CONNECT_SECONDS = 3.0
 CONNECT_RETRIES = 6
 """With pauses growing from 50 ms: about 20 s in all."""
+FUNCTIONS = "invoice_platform"
+"""The catalog of SQL functions of ours."""
+FUNCTIONS_SETTING = f"spark.sql.catalog.{FUNCTIONS}"
+_OWN_CLASSES = {
+    # Delta's own looks at every file of a log each time that it wants the newest.
+    "spark.delta.logStore.file.impl": "invoice_platform.LocalLogStore",
+    FUNCTIONS_SETTING: "invoice_platform.PlainRecords",
+}
+"""Of the jar that set-up makes, where there is a compiler."""
 
 
 def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
@@ -97,8 +106,7 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         # Delta's log is written by this class; the default puts a checksum beside each file, twice the names for whoever lists a
         # log, twice the processes that set permissions. Data files and checkpoints keep theirs, and Delta has its own (`.crc`).
         "spark.hadoop.fs.AbstractFileSystem.file.impl": "org.apache.hadoop.fs.local.RawLocalFs",
-        # Delta's own looks at every file of a log each time that it wants the newest.
-        **({"spark.delta.logStore.file.impl": "invoice_platform.LocalLogStore"} if log_store_jar().exists() else {}),
+        **(_OWN_CLASSES if own_jar().exists() else {}),
         # State on disk: by default it is all in memory, about 400 bytes for every invoice number that ever came.
         "spark.sql.streaming.stateStore.providerClass": (
             "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"

@@ -1,7 +1,8 @@
-"""Compiles `LocalLogStore.java`, by which Spark lists Delta logs on a local disk; `make setup` runs this module.
+"""Compiles the classes in `java/`, which Spark has a place for and which can only be Java's; `make setup` runs this module.
 
-Delta has a place for such a class (`spark.delta.logStore.file.impl`), and it can only be one of Java's. Where it was not made,
-Spark uses Delta's own, and a run takes longer with each version that its tables' logs hold.
+`LocalLogStore` lists Delta logs on a local disk, `PlainRecords` reads a line of JSON. Where they were not made, Spark uses Delta's
+own store, and a run takes longer with each version that its tables' logs hold; and lines are read by SQL alone, with the same
+result (see `streaming/json_lines.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from pathlib import Path
 
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import (
-    LOG_STORE_SOURCE,
+    JAVA_SOURCES,
     OLDEST_JAVA,
+    OWN_JAR,
     SPARK,
     find_java,
-    log_store_jar,
+    java_sources,
     make_if_missing,
+    own_jar,
     put_in_place,
     spark_folder,
 )
@@ -41,13 +44,11 @@ def make(jar: Path) -> None:
             f"there is no javac beside {java or 'Java'}: install one (Debian: apt-get install openjdk-{OLDEST_JAVA}-jdk-headless)"
         )
     classes = os.pathsep.join((*map(str, SPARK.paths()), str(spark_folder() / "jars" / "*")))
-    with put_in_place(jar, "local-log-store-*.jar") as work:
-        command = [compiler, "--release", str(OLDEST_JAVA), "-nowarn", "-cp", classes, "-d", work, LOG_STORE_SOURCE]
+    with put_in_place(jar, f"{OWN_JAR}-*.jar") as work:
+        command = [compiler, "--release", str(OLDEST_JAVA), "-nowarn", "-cp", classes, "-d", work, *java_sources()]
         ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if ran.returncode:
-            raise PlatformError(
-                f"{compiler} could not compile {LOG_STORE_SOURCE}: {' '.join(ran.stderr.split())[:300]}"
-            )
+            raise PlatformError(f"{compiler} could not compile {JAVA_SOURCES}: {' '.join(ran.stderr.split())[:300]}")
         with zipfile.ZipFile(work / jar.name, "w") as archive:
             for file in sorted(work.rglob("*.class")):
                 archive.write(file, file.relative_to(work))
@@ -56,7 +57,9 @@ def make(jar: Path) -> None:
 def main() -> int:
     """Make the jar unless it is there."""
     return make_if_missing(
-        log_store_jar(), make, "Delta logs will be listed by Delta's own class, which takes longer with each version"
+        own_jar(),
+        make,
+        "a run will take longer with each version of its tables, and lines of JSON be read ten times as slowly",
     )
 
 

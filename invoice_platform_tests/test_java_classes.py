@@ -1,4 +1,4 @@
-"""The class by which Spark lists Delta logs: it gives what Delta's own gives, and is made at set-up."""
+"""The classes of ours that Spark is given, made at set-up; the one that lists Delta logs gives what Delta's own gives."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
-from invoice_platform import log_store
-from invoice_platform.jars import log_store_jar
+from invoice_platform import java_classes
+from invoice_platform.jars import OWN_JAR, own_jar
 from invoice_platform_tests.test_jars import put_java
 
 NAMES = (
@@ -83,23 +83,23 @@ def test_a_table_that_is_not_there_is_none_for_either(spark: SparkSession, tmp_p
     assert spark.read.format("delta").option("versionAsOf", 0).load(path).count() == 3
 
 
-def test_it_is_made_anew_when_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = tmp_path / log_store_jar().name
-    (old := tmp_path / "local-log-store-of-before.jar").touch()
-    monkeypatch.setattr(log_store, "log_store_jar", lambda: made)
-    assert log_store.main() == 0
+def test_they_are_made_anew_when_they_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / own_jar().name
+    (old := tmp_path / f"{OWN_JAR}-of-before.jar").touch()
+    monkeypatch.setattr(java_classes, "own_jar", lambda: made)
+    assert java_classes.main() == 0
     assert made.stat().st_size > 1000
     assert list(tmp_path.iterdir()) == [made], f"{old} is gone"
 
 
-def test_without_a_compiler_spark_does_without_it_and_set_up_says_so(
+def test_without_a_compiler_spark_does_without_them_and_set_up_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(put_java(tmp_path / "home" / "bin", "exit 1").parent.parent))
-    monkeypatch.setattr(log_store, "log_store_jar", lambda: tmp_path / "none.jar")
-    assert log_store.main() == 0
+    monkeypatch.setattr(java_classes, "own_jar", lambda: tmp_path / "none.jar")
+    assert java_classes.main() == 0
     said = capsys.readouterr().err
-    assert "Delta logs will be listed by Delta's own class" in said
+    assert "lines of JSON be read ten times as slowly" in said
     assert "there is no javac beside" in said
     assert "install one" in said
     assert not (tmp_path / "none.jar").exists()
