@@ -1,8 +1,7 @@
 """Compiles the classes in `java/`, which Spark has a place for and which can only be Java's; `make setup` runs this module.
 
-`LocalLogStore` lists Delta logs on a local disk, `PlainRecords` reads a line of JSON. Where they were not made, Spark uses Delta's
-own store, and a run takes longer with each version that its tables' logs hold; and lines are read by SQL alone, with the same
-result (see `streaming/json_lines.py`).
+`LocalLogStore` lists Delta logs on a local disk, `LinesOfText` reads small files, `PlainRecords` a line of JSON. Where they were
+not made, Spark's and Delta's own do the same, in more time.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def main() -> int:
     return make_if_missing(
         own_jar(),
         make,
-        "a run will take longer with each version of its tables, and lines of JSON be read ten times as slowly",
+        "a run will take longer with each version of its tables, small files and lines of JSON several times as long",
     )
 
 

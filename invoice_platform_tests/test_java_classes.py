@@ -1,7 +1,8 @@
-"""The classes of ours that Spark is given, made at set-up; the one that lists Delta logs gives what Delta's own gives."""
+"""The classes of ours that Spark is given, made at set-up, give what Spark's and Delta's own give; for JSON see test_parser."""
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from invoice_platform import java_classes
 from invoice_platform.jars import OWN_JAR, own_jar
+from invoice_platform.streaming.session import LINES_OF_TEXT
 from invoice_platform_tests.test_jars import put_java
 
 NAMES = (
@@ -83,6 +85,48 @@ def test_a_table_that_is_not_there_is_none_for_either(spark: SparkSession, tmp_p
     assert spark.read.format("delta").option("versionAsOf", 0).load(path).count() == 3
 
 
+FILES = {
+    "nothing": b"",
+    "one line": b"a",
+    "an end": b"a\n",
+    "blank lines": b"\n\na\n\n",
+    "carriage returns": b"a\r\nb\rc\r\n",
+    "a mark": b"\xef\xbb\xbfa\n\xef\xbb\xbfb",
+    "a mark alone": b"\xef\xbb\xbf",
+    "a mark and an end": b"\xef\xbb\xbf\n",
+    "half a mark": b"\xef\xbb",
+    "no UTF-8": b"\xff\xfe\n\x00\n",
+    "a name with %20, \u00fc": b"a\n",
+    "a megabyte": b"x\n" * (1 << 19),
+    "more": b"0123456789\n" * 200_000,
+    "packed.gz": gzip.compress(b"a\nb\n"),
+}
+
+
+def test_lines_of_files_are_those_of_sparks_own_format(spark: SparkSession, tmp_path: Path) -> None:
+    from pyspark.sql import functions as F
+
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    # So that some files are read in parts.
+    read = spark.read.option("lineSep", "\n").option("maxPartitionBytes", 1 << 19)
+    theirs, ours = (
+        read.format(name).load(str(tmp_path)).select("value", "_metadata.file_name", F.hex("value"))
+        for name in ("text", LINES_OF_TEXT)
+    )
+    assert ours.schema == theirs.schema
+    assert ours.count() == theirs.count() == 724_305
+    assert (ours.exceptAll(theirs).collect(), theirs.exceptAll(ours).collect()) == ([], [])
+
+
+def test_a_file_that_is_gone_is_told_of_as_by_sparks_own_format(spark: SparkSession, tmp_path: Path) -> None:
+    (file := tmp_path / "a.json").write_bytes(b"a\n")
+    read = spark.read.format(LINES_OF_TEXT).option("lineSep", "\n").load(str(tmp_path))
+    file.unlink()
+    with pytest.raises(Exception, match=r"FAILED_READ_FILE\.FILE_NOT_EXIST"):
+        read.collect()
+
+
 def test_they_are_made_anew_when_they_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = tmp_path / own_jar().name
     (old := tmp_path / f"{OWN_JAR}-of-before.jar").touch()
@@ -99,7 +143,7 @@ def test_without_a_compiler_spark_does_without_them_and_set_up_says_so(
     monkeypatch.setattr(java_classes, "own_jar", lambda: tmp_path / "none.jar")
     assert java_classes.main() == 0
     said = capsys.readouterr().err
-    assert "lines of JSON be read ten times as slowly" in said
+    assert "small files and lines of JSON several times as long" in said
     assert "there is no javac beside" in said
     assert "install one" in said
     assert not (tmp_path / "none.jar").exists()

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from invoice_platform.streaming.session import FUNCTIONS, FUNCTIONS_SETTING
+from invoice_platform.streaming.session import FUNCTIONS, has_own_classes
 from invoice_platform.streaming.tables import Column
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def read_records(lines: DataFrame, columns: Sequence[Column], max_bytes: int) ->
 
     struct = f"STRUCT<{', '.join(f'`{c.name}`: {c.type}' for c in columns)}>"
     plain = f"CAST(NULL AS {struct})"
-    if lines.sparkSession.conf.get(FUNCTIONS_SETTING, None) is not None:
+    if has_own_classes(lines.sparkSession):
         plain = f"IF(octet_length(value) <= {max_bytes}, {plain_record(columns)}, NULL)"
     odd = f"IF(plain IS NOT NULL OR octet_length(value) > {max_bytes} OR NOT is_valid_utf8(value), NULL, try_parse_json(value))"
     is_odd = F.col("plain").isNull()

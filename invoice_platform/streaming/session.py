@@ -40,13 +40,15 @@ CONNECT_RETRIES = 6
 """With pauses growing from 50 ms: about 20 s in all."""
 FUNCTIONS = "invoice_platform"
 """The catalog of SQL functions of ours."""
-FUNCTIONS_SETTING = f"spark.sql.catalog.{FUNCTIONS}"
+LINES_OF_TEXT = "invoice_platform.LinesOfText"
+"""The format of lines of text of ours."""
+_FUNCTIONS_SETTING = f"spark.sql.catalog.{FUNCTIONS}"
 _OWN_CLASSES = {
     # Delta's own looks at every file of a log each time that it wants the newest.
     "spark.delta.logStore.file.impl": "invoice_platform.LocalLogStore",
-    FUNCTIONS_SETTING: "invoice_platform.PlainRecords",
+    _FUNCTIONS_SETTING: "invoice_platform.PlainRecords",
 }
-"""Of the jar that set-up makes, where there is a compiler."""
+"""Settings that name classes of the jar that set-up makes, where there is a compiler."""
 
 
 def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
@@ -87,8 +89,8 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         "spark.sql.shuffle.partitions": str(min(os.cpu_count() or 2, 8)),
         # Default 10,000: over 32 files are listed in a job of as many tasks at each micro-batch.
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
-        # Default 4 MiB: 10,000 small files become 313 tasks and 313 output files.
-        "spark.sql.files.openCostInBytes": str(64 * 1024),
+        # Default 4 MiB: 10,000 small files become 313 tasks and 313 output files; with 64 KiB three, for two cores.
+        "spark.sql.files.openCostInBytes": str(16 * 1024),
         # Default 128 MiB: 270 MB on two cores become three tasks, and one core waits for the third.
         "spark.sql.files.maxPartitionBytes": str(256 * 1024 * 1024),
         # By default each session, and each of its queries, has a class loader of its own for classes that it might add. What Spark
@@ -119,6 +121,11 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         "spark.sql.streaming.pollingDelay": "100",
         ROOT_SETTING: str(layout.root),
     }
+
+
+def has_own_classes(spark: SparkSession) -> bool:
+    """Whether a Spark has the classes in `java/`: one that was started here, when there was a compiler at set-up."""
+    return spark.conf.get(_FUNCTIONS_SETTING, None) is not None
 
 
 def mapped_classes() -> list[str]:

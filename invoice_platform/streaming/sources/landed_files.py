@@ -11,6 +11,7 @@ from invoice_platform.errors import PlatformError
 from invoice_platform.streaming.json_lines import BLANK, from_json, one_document
 from invoice_platform.streaming.landing import SEGMENT_FILES, FileFormat, LandingFolder
 from invoice_platform.streaming.layout import Layout, segment_name
+from invoice_platform.streaming.session import LINES_OF_TEXT, has_own_classes
 from invoice_platform.streaming.settings import RunSettings
 from invoice_platform.streaming.sources.source import Leg, Source
 from invoice_platform.streaming.tables import Column, open_delta, query
@@ -90,18 +91,19 @@ class LandedFiles(Source):
         self, spark: SparkSession, layout: Layout, stream: str, leg: Leg, settings: RunSettings
     ) -> DataFrame:
         """The leg's segment as a stream, at most so many files, or bytes, a micro-batch."""
-        reader = self._described(spark.readStream).options(**settings.file_limits())
+        reader = self._described(spark, spark.readStream).options(**settings.file_limits())
         return self._rows(reader.load(str(layout.accepted(stream) / segment_name(leg.segment))))
 
     def read_batch(self, spark: SparkSession, layout: Layout, stream: str) -> DataFrame:
         """Everything that was ever accepted, as a batch."""
         segments = self.landing(layout, stream).ledger.segments()
         folders = [str(f) for n in segments if (f := layout.accepted(stream) / segment_name(n)).is_dir()]
-        return self._rows(self._described(spark.read).load(folders))
+        return self._rows(self._described(spark, spark.read).load(folders))
 
-    def _described(self, reader: Any) -> Any:
+    def _described(self, spark: SparkSession, reader: Any) -> Any:
         if self.format in ("text", "json"):  # lines of JSON are parsed by `_rows`, which misses nothing
-            return reader.format("text").option("lineSep", "\n")
+            lines = LINES_OF_TEXT if has_own_classes(spark) else "text"
+            return reader.format(lines).option("lineSep", "\n").schema("value string")
         ddl = ", ".join(c.ddl for c in self.columns)
         if self.format == "csv":
             reader = reader.option("columnNameOfCorruptRecord", CORRUPT_RECORD)
