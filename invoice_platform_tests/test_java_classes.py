@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 from py4j.protocol import Py4JJavaError
+from pyspark.errors import AnalysisException
 from pyspark.sql import SparkSession
 
 from invoice_platform import java_classes
 from invoice_platform.jars import OWN_JAR, own_jar
-from invoice_platform.streaming.session import LINES_OF_TEXT
+from invoice_platform.streaming.session import FUNCTIONS, LINES_OF_TEXT
 from invoice_platform_tests.test_jars import put_java
 
 NAMES = (
@@ -83,6 +84,20 @@ def test_a_table_that_is_not_there_is_none_for_either(spark: SparkSession, tmp_p
     spark.range(2).write.format("delta").mode("append").save(path)
     assert spark.read.format("delta").load(path).count() == 5
     assert spark.read.format("delta").option("versionAsOf", 0).load(path).count() == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("plain_record(value, CAST(NULL AS STRUCT<day: DATE>))", "plain_record: no field may be DATE"),
+        (f"plain_record(value, CAST(NULL AS STRUCT<{', '.join(f'c{n}: INT' for n in range(65))}>))", "over 64 fields"),
+        ("plain_record(value, 1)", r"plain_record\(line STRING, shape STRUCT\)"),
+        ("plain_records(value)", "UNRESOLVED_ROUTINE"),
+    ],
+)
+def test_what_the_function_cannot_read_is_refused(spark: SparkSession, call: str, says: str) -> None:
+    with pytest.raises(AnalysisException, match=says):
+        spark.sql("SELECT '{}' AS value").selectExpr(f"{FUNCTIONS}.{call}")
 
 
 FILES = {

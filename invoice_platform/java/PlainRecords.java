@@ -5,6 +5,7 @@ import java.io.Serializable;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import org.apache.spark.sql.catalyst.InternalRow;
+import org.apache.spark.sql.catalyst.analysis.NoSuchFunctionException;
 import org.apache.spark.sql.catalyst.expressions.GenericInternalRow;
 import org.apache.spark.sql.catalyst.util.GenericArrayData;
 import org.apache.spark.sql.connector.catalog.FunctionCatalog;
@@ -31,6 +32,7 @@ import org.apache.spark.unsafe.types.UTF8String;
  * others to read and to name: a number with an exponent, one that may not fit, a key with an escape.
  */
 public class PlainRecords implements FunctionCatalog {
+    private static final String FUNCTION = "plain_record";
     private String name;
 
     @Override
@@ -45,11 +47,14 @@ public class PlainRecords implements FunctionCatalog {
 
     @Override
     public Identifier[] listFunctions(String[] namespace) {
-        return new Identifier[] {Identifier.of(new String[0], "plain_record")};
+        return new Identifier[] {Identifier.of(new String[0], FUNCTION)};
     }
 
     @Override
-    public UnboundFunction loadFunction(Identifier function) {
+    public UnboundFunction loadFunction(Identifier function) throws NoSuchFunctionException {
+        if (function.namespace().length > 0 || !function.name().equals(FUNCTION)) {
+            throw new NoSuchFunctionException(function);
+        }
         return new Unbound();
     }
 
@@ -64,12 +69,12 @@ public class PlainRecords implements FunctionCatalog {
 
         @Override
         public String name() {
-            return "plain_record";
+            return FUNCTION;
         }
 
         @Override
         public String description() {
-            return "plain_record(line STRING, shape STRUCT): the record of a line of JSON that is written just as declared, or null";
+            return FUNCTION + "(line STRING, shape STRUCT): the record of a line of JSON that is written just as declared, or null";
         }
     }
 
@@ -95,12 +100,12 @@ public class PlainRecords implements FunctionCatalog {
 
         @Override
         public String name() {
-            return "plain_record";
+            return FUNCTION;
         }
 
         @Override
         public String canonicalName() {
-            return "invoice_platform.plain_record(string," + shape.json() + ")";
+            return "invoice_platform." + FUNCTION + "(string," + shape.json() + ")";
         }
 
         /** Stands in plans. */
@@ -152,7 +157,7 @@ public class PlainRecords implements FunctionCatalog {
 
         static Field[] all(StructType shape) {
             if (shape.length() > 64) {
-                throw new UnsupportedOperationException("plain_record: over 64 fields in one object");
+                throw new UnsupportedOperationException(FUNCTION + ": over 64 fields in one object");
             }
             return Arrays.stream(shape.fields()).map(Field::new).toArray(Field[]::new);
         }
@@ -180,7 +185,7 @@ public class PlainRecords implements FunctionCatalog {
             if (type.equals(DataTypes.LongType)) {
                 return BIGINT;
             }
-            throw new UnsupportedOperationException("plain_record: no field may be " + type.sql());
+            throw new UnsupportedOperationException(FUNCTION + ": no field may be " + type.sql());
         }
     }
 
