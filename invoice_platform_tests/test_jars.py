@@ -15,6 +15,7 @@ import pytest
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import (
     BROKER,
+    OWN_JAR,
     SPARK,
     Jar,
     JarSet,
@@ -35,7 +36,7 @@ JAVA_11 = """echo 'openjdk version "11.0.2" 2019-01-15' >&2"""
 def full(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JarSet:
     """Jars of each kind, all of them in a folder of the test's own."""
     folder = tmp_path / "jars"
-    shutil.copytree(jar_folder(), folder, ignore=shutil.ignore_patterns("*.jsa", "local-log-store-*"))
+    shutil.copytree(jar_folder(), folder, ignore=shutil.ignore_patterns("*.jsa", f"{OWN_JAR}-*"))
     monkeypatch.setenv("INVOICE_PLATFORM_JARS", str(folder))
     return request.param
 
