@@ -15,7 +15,6 @@ import pytest
 from invoice_platform.errors import PlatformError
 from invoice_platform.jars import (
     BROKER,
-    OWN_JAR,
     SPARK,
     Jar,
     JarSet,
@@ -35,8 +34,11 @@ JAVA_11 = """echo 'openjdk version "11.0.2" 2019-01-15' >&2"""
 @pytest.fixture(params=[SPARK, BROKER], ids=["spark", "broker"])
 def full(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JarSet:
     """Jars of each kind, all of them in a folder of the test's own."""
-    folder = tmp_path / "jars"
-    shutil.copytree(jar_folder(), folder, ignore=shutil.ignore_patterns("*.jsa", f"{OWN_JAR}-*"))
+    there = [path for jars in (SPARK, BROKER) for path in jars.paths()]
+    folder, before = tmp_path / "jars", jar_folder()
+    for path in there:
+        (copy := folder / path.relative_to(before)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
     monkeypatch.setenv("INVOICE_PLATFORM_JARS", str(folder))
     return request.param
 
