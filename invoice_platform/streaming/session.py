@@ -87,7 +87,9 @@ def spark_settings(layout: Layout, *java_options: str) -> dict[str, str]:
         # A Delta log of a few hundred files needs one task, not 50, to be read.
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.shuffle.partitions": str(min(os.cpu_count() or 2, 8)),
-        # Default 10,000: over 32 files are listed in a job of as many tasks at each micro-batch.
+        # Default 32: the files of a micro-batch, up to 1,000, are looked up in 0.15 s by a job, in 0.07 to 0.09 without.
+        "spark.sql.sources.parallelPartitionDiscovery.threshold": "1000",
+        # Default 10,000: more of them are looked up in a job of as many tasks.
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
         # Default 4 MiB: 10,000 small files become 313 tasks and 313 output files; with 64 KiB three, for two cores.
         "spark.sql.files.openCostInBytes": str(16 * 1024),
