@@ -100,6 +100,13 @@ def test_what_the_function_cannot_read_is_refused(spark: SparkSession, call: str
         spark.sql("SELECT '{}' AS value").selectExpr(f"{FUNCTIONS}.{call}")
 
 
+@pytest.mark.parametrize("kind", ["decimal(38,20)", "decimal(38,2)", "decimal(18,18)", "decimal(17,2)"])
+def test_a_number_of_too_many_digits_for_its_type_is_not_plain(spark: SparkSession, kind: str) -> None:
+    call = f"{FUNCTIONS}.plain_record(value, CAST(NULL AS STRUCT<a: {kind}>))"
+    many = spark.sql(f"""SELECT '{{"a": {"9" * 20}.{"1" * 20}}}' AS value""").selectExpr(call)
+    assert many.collect()[0][0] is None
+
+
 FILES = {
     "nothing": b"",
     "one line": b"a",

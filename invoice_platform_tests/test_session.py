@@ -51,6 +51,7 @@ def test_the_session_has_the_settings_for_small_runs(spark: SparkSession) -> Non
         "spark.ui.enabled": "false",
         "spark.databricks.delta.snapshotPartitions": "1",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+        "spark.sql.sources.parallelPartitionDiscovery.threshold": "1000",
         "spark.sql.files.openCostInBytes": "16384",
     }
     assert {name: spark.conf.get(name) for name in wanted} == wanted

@@ -304,7 +304,7 @@ public class PlainRecords implements FunctionCatalog {
             int start = at;
             long digits = 0;
             while (isDigit()) {
-                if (at - start == field.whole) {
+                if (at - start >= field.whole) { // none at all where decimals leave no room for them
                     return null;
                 }
                 digits = 10 * digits + (text[at++] - '0');
