@@ -443,3 +443,27 @@ def test_a_run_that_is_told_to_end_does_so_where_it_looks(number: signal.Signals
     assert not result.success
     assert steps == ["what it was at is done", "interrupted after 0 s"], "0 is never"
     assert {n: signal.getsignal(n) for n in before} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end_after_the_last_look_of_a_step_ends_with_that_step(number: signal.Signals) -> None:
+    steps: list[str] = []
+
+    @dg.op(out=dg.Out(dg.Nothing))
+    def told(context) -> None:
+        with until_cancelled(context) as told_to_stop:
+            told_to_stop()
+            signal.raise_signal(number)
+            steps.append("what it was at is done")
+        steps.append("goes on")
+
+    @dg.op(ins={"first": dg.In(dg.Nothing)})
+    def after() -> None:
+        steps.append("goes on to the next")
+
+    @dg.job
+    def two() -> None:
+        after(told())
+
+    assert not two.execute_in_process(raise_on_error=False).success
+    assert steps == ["what it was at is done"]

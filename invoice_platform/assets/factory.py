@@ -130,6 +130,8 @@ def until_cancelled(context: Any) -> Iterator[Callable[[], bool]]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, old in before.items():
             signal.signal(number, old)
+    if came:  # after the last look
+        raise RunCancelled
 
 
 def log_admission(log: Any, summary: RunSummary) -> None:
