@@ -83,8 +83,9 @@ EXPECTATIONS: tuple[Expectation, ...] = (
     ),
     Expectation(
         "line_totals_add_up",
-        "TotalAmount = aggregate(InvoiceLineItems, CAST(0 AS DECIMAL(38,2)), "
-        "(sum, item) -> CAST(sum + item.TotalValue AS DECIMAL(38,2)))",
+        # Spark interprets `aggregate`: of an array of numbers in half the time that it takes of one of structs.
+        "TotalAmount = aggregate(InvoiceLineItems.TotalValue, CAST(0 AS DECIMAL(38,2)), "
+        "(sum, total) -> CAST(sum + total AS DECIMAL(38,2)))",
         "the line totals do not add up to TotalAmount",
         "warn",
     ),
