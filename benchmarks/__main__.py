@@ -21,6 +21,7 @@ from benchmarks.page import write_page
 from benchmarks.platform import SharedPlatform
 from benchmarks.plots import plot
 from benchmarks.results import Result, held, read, write
+from invoice_platform.streaming.session import WITHOUT_C2
 
 PROJECT = Path(__file__).resolve().parents[1]
 BACKLOG_GB = 1.0
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{'':13}   {goal.text} ({goal.in_words})")
         return 0
     if options.small:
-        os.environ["JAVA_TOOL_OPTIONS"] = "-XX:TieredStopAtLevel=1"  # no process lives long enough for C2
+        os.environ["JAVA_TOOL_OPTIONS"] = WITHOUT_C2
     output = options.output or (
         Path(tempfile.mkdtemp(prefix="benchmarks-")) / "benchmarks"
         if options.small

@@ -22,7 +22,7 @@ def run(bench: Bench) -> Outcome:
     outcome = Outcome()
     work = bench.folder("memory")
     looks = 2 if bench.memory_runs else 1
-    each = (bench.memory_runs or bench.size(20, 2)) // looks
+    each = (bench.memory_runs or bench.size(20, 1)) // looks
     small = make(work / "small", files=looks * each, invoices=bench.size(50, 10), seed=50)
     large = bench.corpus
     copies = max(round(bench.backlog_gb * 1e9 / large.bytes), 1)

@@ -33,8 +33,13 @@ TOKEN_VARIABLE = "SPARK_CONNECT_AUTHENTICATE_TOKEN"
 ROOT_SETTING = "spark.invoicePlatform.root"
 PYTHON_VARIABLE = "PYSPARK_PYTHON"
 """The Python that Spark starts for `foreach` and Python data sources; the first on the PATH when not set."""
-SHORT_LIVED = {"spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1"}
-"""For a Java that ends with its run: its optimizing compiler (C2) takes as long as all else, and pays back too late."""
+WITHOUT_C2 = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
+"""Options of a Java that lives for minutes: its optimizing compiler takes as long as all else, and pays back too late.
+
+Without that, Java has room for 48 MB of code in place of 240: a few runs fill it, and it then sweeps and compiles without end.
+"""
+SHORT_LIVED = {"spark.driver.defaultJavaOptions": WITHOUT_C2}
+"""For a Java that ends with its run."""
 CONNECT_SECONDS = 3.0
 CONNECT_RETRIES = 6
 """With pauses growing from 50 ms: about 20 s in all."""
