@@ -77,9 +77,8 @@ def _panel(axes: Any, unit: str, panel: Mapping[str, Series], limits: list[float
     if min(every) > 0 and max(medians) / min(medians) >= LOG_FROM:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(
-            LogFormatter(labelOnlyBase=False)
-        )  # 6, not 6 × 10⁰; none where they would be too many
+        # 6, not 6 × 10⁰; none where they would be too many.
+        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     else:
         # A label at 0 is not cut off; what grew less than nothing is shown.
         low, high = min(0.0, *every), max(*every, 1e-9)

@@ -75,12 +75,7 @@ def run(bench: Bench) -> Outcome:
 
     with ExitStack() as is_up, ExitStack() as is_sensing:
         with ThreadPoolExecutor(2) as starting:
-            begun = [
-                starting.submit(is_up.enter_context, up(layout.root)),
-                starting.submit(is_sensing.enter_context, stock.sensing()),
-            ]
-        for one in begun:
-            one.result()
+            list(starting.map(ExitStack.enter_context, (is_up, is_sensing), (up(layout.root), stock.sensing())))
         if not bench.small:
             stock.put(corpus.files[0], "warm-up.json")  # fills Ivy's cache
         for _ in range(warm_ups):

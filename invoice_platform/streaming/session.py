@@ -36,7 +36,7 @@ PYTHON_VARIABLE = "PYSPARK_PYTHON"
 WITHOUT_C2 = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 """Options of a Java that lives for minutes: its optimizing compiler takes as long as all else, and pays back too late.
 
-Without that, Java has room for 48 MB of code in place of 240: a few runs fill it, and it then sweeps and compiles without end.
+By default a Java without C2 has room for 48 MB of code, not 240: some runs fill it, and it then sweeps and compiles without end.
 """
 SHORT_LIVED = {"spark.driver.defaultJavaOptions": WITHOUT_C2}
 """For a Java that ends with its run."""
